@@ -1,0 +1,67 @@
+"""Neural architecture search for cross-layer attention in image restoration, on NNI and PyTorch.
+
+Everything public is imported on first use, so that ``acla-nas --help`` needs no PyTorch and a
+deployed network needs no NNI.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from acla_nas._version import __version__
+
+if TYPE_CHECKING:
+    from acla_nas.arch import Arch
+    from acla_nas.exporter import export
+    from acla_nas.network import CrossLayerNetwork
+    from acla_nas.searcher import SearchResult, search
+    from acla_nas.space import CrossLayerSpace
+
+__all__ = [
+    "Arch",
+    "CrossLayerNetwork",
+    "CrossLayerSpace",
+    "SearchResult",
+    "__version__",
+    "export",
+    "search",
+]
+
+_OBJECTS = {
+    "Arch": "acla_nas.arch",
+    "CrossLayerNetwork": "acla_nas.network",
+    "CrossLayerSpace": "acla_nas.space",
+    "SearchResult": "acla_nas.searcher",
+    "export": "acla_nas.exporter",
+    "search": "acla_nas.searcher",
+}
+_MODULES = {
+    "attention",
+    "cost",
+    "data",
+    "errors",
+    "evaluation",
+    "gates",
+    "metrics",
+    "ops",
+    "search_spaces",
+    "strategies",
+    "tasks",
+    "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OBJECTS:
+        value = getattr(importlib.import_module(_OBJECTS[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"acla_nas.{name}")
+    else:
+        raise AttributeError(f"module 'acla_nas' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES})

@@ -1,0 +1,3 @@
+"""The version of acla_nas."""
+
+__version__ = "0.1.0"

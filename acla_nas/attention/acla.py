@@ -1,0 +1,245 @@
+"""Cross-layer attention (CLA) and its adaptive form (ACLA), the modules of the paper."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acla_nas.attention.attention import Attention, Feature
+from acla_nas.errors import AclaError
+from acla_nas.gumbel import gumbel_gate
+from acla_nas.ops import cross_layer_gather
+from acla_nas.ops.gather import sample_key_maps
+
+
+class ACLA(Attention):
+    """Adaptive cross-layer attention: each query pixel reads a few keys of every layer it refers to.
+
+    With query feature x and references x^l, every convolution 1x1 and without bias::
+
+        offsets  d = base + W_off x       (dx, dy) in pixels; base are K fixed places on rings of 1, 2, .. pixels
+        logits   a = W_att x
+        mask     b_k = (M_l x^l(p + d_k))_k                                                       (Eq. 8)
+        gate     m = [sigmoid((b + gate_bias + g1 - g2) / temperature) > 0.5], straight-through   (Eq. 7, 9)
+        y        = sum_lk m exp(a) G_l x^l(p + d) / sum_lk exp(a)                                 (Eq. 6)
+
+    and the module returns ``H y``, to be added to x (Eq. 2). W_off, W_att and H start at zero, so that
+    insertion starts as the identity. The Gumbel noise g1, g2 is drawn in training mode only.
+
+    Because M and G are linear and bilinear reading is too, both are applied before sampling: once per
+    reference, not once per key.
+
+    Args:
+        channels: C of the query feature.
+        num_keys: K, the keys of each reference.
+        num_references: R; the references are then called "1" .. "R" and have C channels each.
+        reference_channels: instead of num_references, name -> channels of each reference.
+        adaptive: gate the keys (ACLA); without it every key counts (CLA).
+        gate_bias: constant added to the mask logits; above 0 the gates start open.
+        gate_temperature: of the key gates' sigmoid; it shapes their gradient only.
+        shared_mask: one mask logit per reference instead of one per key.
+        softmax: "joint" over all references and keys, or over the keys of each "reference".
+        renormalize: divide by the weights of the open keys instead of those of all keys.
+
+    Raises:
+        AclaError: num_keys < 1, no reference, or an unknown softmax.
+
+    Example:
+        >>> attention = ACLA(8, num_keys=4, num_references=2)
+        >>> x1, x2 = torch.randn(2, 1, 8, 6, 6)
+        >>> attention(x2, {"1": x1, "2": x2}).shape
+        torch.Size([1, 8, 6, 6])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_keys: int = 16,
+        num_references: int = 1,
+        *,
+        reference_channels: Mapping[str, int] | None = None,
+        adaptive: bool = True,
+        gate_bias: float = 0.0,
+        gate_temperature: float = 1.0,
+        shared_mask: bool = False,
+        softmax: str = "joint",
+        renormalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if reference_channels is None:
+            reference_channels = {str(r): channels for r in range(1, num_references + 1)}
+        if num_keys < 1:
+            raise AclaError(f"num_keys must be at least 1, not {num_keys}")
+        if not reference_channels:
+            raise AclaError("an attention module needs at least one reference")
+        if softmax not in ("joint", "reference"):
+            raise AclaError(f"softmax must be 'joint' or 'reference', not {softmax!r}")
+        self.channels, self.num_keys, self.adaptive = channels, num_keys, adaptive
+        self.gate_bias, self.gate_temperature = gate_bias, gate_temperature
+        self.shared_mask, self.softmax, self.renormalize = shared_mask, softmax, renormalize
+        self.references = nn.ModuleDict(
+            {
+                name: _Reference(channels, c, num_keys, (1 if shared_mask else num_keys) * adaptive)
+                for name, c in reference_channels.items()
+            }
+        )
+        self.out = _projection(channels, channels, zero=True)
+        self.register_buffer("base", key_rings(num_keys), persistent=False)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Mapping[str, Tensor],
+        reference_gates: Mapping[str, Tensor] | None = None,
+        key_gates: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`Attention.forward`."""
+        names = list(references)
+        layers: list[_Reference] = [self.references[name] for name in names]  # type: ignore[misc]
+        count, keys = len(names), self.num_keys
+
+        fused = torch.cat([r.offset.weight for r in layers] + [r.logit.weight for r in layers])
+        offsets, logits = F.conv2d(query, fused).split((2 * keys * count, keys * count), 1)
+        offsets = offsets.unflatten(1, (count, keys, 2)) + self.base.to(query.dtype)[..., None, None]
+        logits = logits.unflatten(1, (count, keys))  # B x R x K x H x W
+
+        values, masks = [], []
+        for r, (name, layer) in enumerate(zip(names, layers)):
+            value = layer.project(references[name])
+            if layer.mask is not None:
+                value, mask = value.split((self.channels, layer.mask.out_channels), 1)
+                masks.append(sample_key_maps(mask.expand(-1, keys, -1, -1), offsets[:, r]))
+            values.append(value)
+        gates = self._gate_keys(torch.stack(masks, 1)) if masks else None
+
+        weights = self._softmax(logits, gates, _stack_gates(names, reference_gates), key_gates)
+        return self.out(cross_layer_gather(values, offsets, weights))  # type: ignore[no-any-return]
+
+    def _gate_keys(self, mask: Tensor) -> Tensor:
+        return gumbel_gate(mask + self.gate_bias, self.gate_temperature, noise=self.training)
+
+    def _softmax(
+        self, logits: Tensor, gates: Tensor | None, reference_gates: Tensor | None, key_gates: Tensor | None
+    ) -> Tensor:
+        """Return s m exp(a) / sum s exp(a): (B, R, K, H, W)."""
+        dims = (1, 2) if self.softmax == "joint" else (2,)
+        scores = (logits - logits.detach().amax(dims, keepdim=True)).exp()
+        if key_gates is not None:
+            scores = scores * key_gates.view(1, 1, -1, 1, 1)
+        if reference_gates is not None and self.softmax == "joint":
+            scores = scores * reference_gates.view(1, -1, 1, 1, 1)
+        kept = scores if gates is None else scores * gates
+        total = kept if self.renormalize else scores
+        weights = kept / (total.sum(dims, keepdim=True) + (1e-6 if self.renormalize else 0.0))
+        if reference_gates is not None and self.softmax == "reference":
+            weights = weights * reference_gates.view(1, -1, 1, 1, 1)
+        return weights
+
+    def select(self, references: Sequence[str], num_keys: int) -> ACLA:
+        """See :meth:`Attention.select`."""
+        if num_keys > self.num_keys:
+            raise AclaError(f"num_keys {num_keys} is more than the {self.num_keys} of the search space")
+        chosen = copy.copy(self)
+        chosen._modules = dict(self._modules)
+        chosen._parameters, chosen._buffers = dict(self._parameters), dict(self._buffers)
+        chosen.references = nn.ModuleDict({name: self.references[name] for name in references})
+        chosen = copy.deepcopy(chosen)
+        if num_keys < self.num_keys:
+            for layer in chosen.references.values():
+                layer.keep_keys(num_keys)  # type: ignore[operator]
+            chosen.num_keys = num_keys
+            chosen.base = self.base[:num_keys].clone()
+        return chosen
+
+    def macs(self, query: Feature) -> int:
+        """See :meth:`Attention.macs`: the output projection H."""
+        return query.pixels * query.channels**2
+
+    def reference_macs(self, query: Feature, reference: Feature) -> int:
+        """See :meth:`Attention.reference_macs`.
+
+        The projections of the query (offsets, logits) and of the reference (values, masks), four
+        weighted rows per key, and four weighted mask values per key.
+        """
+        mask = 0 if not self.adaptive else 1 if self.shared_mask else self.num_keys
+        project_query = query.pixels * query.channels * 3 * self.num_keys
+        project_reference = reference.pixels * reference.channels * (query.channels + mask)
+        gather = query.pixels * self.num_keys * 4 * (query.channels + self.adaptive)
+        return project_query + project_reference + gather
+
+
+class _Reference(nn.Module):
+    """What belongs to one referenced layer: its part of W_off and W_att, and its M and G."""
+
+    def __init__(self, channels: int, reference_channels: int, num_keys: int, num_masks: int) -> None:
+        super().__init__()
+        self.offset = _projection(channels, 2 * num_keys, zero=True)
+        self.logit = _projection(channels, num_keys, zero=True)
+        self.mask = _projection(reference_channels, num_masks) if num_masks else None
+        self.value = _projection(reference_channels, channels)
+
+    def project(self, feature: Tensor) -> Tensor:
+        """Return G x, and M x behind it where there is a mask, from one convolution."""
+        if self.mask is None:
+            return F.conv2d(feature, self.value.weight)
+        return F.conv2d(feature, torch.cat((self.value.weight, self.mask.weight)))
+
+    def keep_keys(self, num_keys: int) -> None:
+        """Drop the weights of all but the first keys."""
+        _keep_outputs(self.offset, 2 * num_keys)
+        _keep_outputs(self.logit, num_keys)
+        if self.mask is not None and self.mask.out_channels > 1:
+            _keep_outputs(self.mask, num_keys)
+
+
+def _projection(inputs: int, outputs: int, zero: bool = False) -> nn.Conv2d:
+    projection = nn.Conv2d(inputs, outputs, 1, bias=False)
+    if zero:
+        nn.init.zeros_(projection.weight)
+    return projection
+
+
+def _keep_outputs(projection: nn.Conv2d, outputs: int) -> None:
+    projection.out_channels = outputs
+    projection.weight = nn.Parameter(projection.weight.detach()[:outputs].clone())
+
+
+def _stack_gates(names: Sequence[str], gates: Mapping[str, Tensor] | None) -> Tensor | None:
+    if not gates:
+        return None
+    one = next(iter(gates.values())).new_ones(())
+    return torch.stack([gates.get(name, one) for name in names])
+
+
+def key_rings(num_keys: int) -> Tensor:
+    """Return K distinct places around the query, (K, 2) as (dx, dy) in pixels, nearest ring first.
+
+    Eight places a ring, on circles of 1, 2, 3, .. pixels, each ring turned by half a step against the
+    one before.
+
+    Example:
+        >>> key_rings(2).round(decimals=3)
+        tensor([[1.0000, 0.0000],
+                [0.7070, 0.7070]])
+    """
+    places = []
+    for k in range(num_keys):
+        ring, step = divmod(k, 8)
+        angle = 2 * math.pi * (step + 0.5 * (ring % 2)) / 8
+        places.append(((ring + 1) * math.cos(angle), (ring + 1) * math.sin(angle)))
+    return torch.tensor(places)
+
+
+def cla(channels: int, num_keys: int = 8, num_references: int = 1, **options: object) -> ACLA:
+    """Cross-layer attention: :class:`ACLA` with every key counted, K = 8.
+
+    Example:
+        >>> cla(16).num_keys
+        8
+    """
+    return ACLA(channels, num_keys, num_references, **{**options, "adaptive": False})  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""export: from a derived architecture to a plain PyTorch module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from acla_nas import search_spaces
+from acla_nas.arch import Arch
+from acla_nas.errors import AclaError
+from acla_nas.network import Backbone, CrossLayerNetwork, copy_backbone
+
+Weights = str | Path | Mapping[str, Tensor]
+
+
+def export(
+    arch: Arch | dict[str, Any] | str | Path,
+    *,
+    backbone: Backbone | None = None,
+    weights: Weights | None = None,
+) -> nn.Module:
+    """Return the derived network as a plain ``nn.Module``, which needs neither NNI nor Lightning.
+
+    Args:
+        arch: the architecture, as an Arch, its dict, or the path of its JSON file.
+        backbone: the network (or a callable returning one) to insert into, left as it is; needed where
+            the architecture does not name a registered search space.
+        weights: a safetensors file or a state dict, of the derived network or of the supernet it comes
+            from; freshly initialised where None.
+
+    Raises:
+        AclaError: an architecture that cannot be read or does not fit the backbone, or weights that do
+            not fit.
+
+    Example:
+        >>> import acla_nas
+        >>> space = acla_nas.search_spaces.edsr(num_blocks=2, num_channels=8)
+        >>> arch = space.arch({"insert/1": True, "insert/2": True, "keys": 16})
+        >>> model = export(arch, weights=space.state_dict())
+        >>> [name for name, _ in model.named_children()]
+        ['backbone', 'attention']
+    """
+    arch = Arch.load(arch)
+    if backbone is None:
+        if "name" not in arch.space:
+            raise AclaError(
+                f"the architecture is of the backbone {arch.space.get('backbone')!r}, which is not a "
+                "registered search space: give it to export(arch, backbone=...)"
+            )
+        space = search_spaces.get(arch.space["name"])(**arch.space.get("options", {}))
+        module = space.network.backbone
+    else:
+        module = backbone if isinstance(backbone, nn.Module) else backbone()
+    modules = dict(module.named_modules())
+    for j, path in arch.paths.items():
+        if path not in modules:
+            raise AclaError(f"the backbone has no module {path!r}, position {j} of the architecture")
+    options = dict(arch.attention)
+    network = CrossLayerNetwork.dense(
+        copy_backbone(module), arch.paths, options.pop("name"), input_shape=arch.input_shape, **options
+    )
+    if weights is not None:
+        load_weights(network, weights)
+    return network
+
+
+def load_weights(network: nn.Module, weights: Weights) -> None:
+    """Load a safetensors file or state dict, of this network or of a supernet that it comes from.
+
+    Raises:
+        AclaError: the file cannot be read, a weight is missing, or has another shape.
+    """
+    state = read_weights(weights)
+    prefix = "network." if any(name.startswith("network.") for name in state) else ""
+    chosen = {}
+    for name, own in network.state_dict().items():
+        given = state.get(prefix + name)
+        if given is None:
+            raise AclaError(f"the weights have no {name!r}: they are of another architecture")
+        if prefix and given.dim() == own.dim() and given.shape[1:] == own.shape[1:]:
+            given = given[: own.shape[0]]  # the first keys of a supernet with more of them
+        if given.shape != own.shape:
+            raise AclaError(
+                f"weight {name!r} has shape {tuple(given.shape)}, the network needs {tuple(own.shape)}: "
+                "the weights are of another architecture"
+            )
+        chosen[name] = given
+    network.load_state_dict(chosen)
+
+
+def read_weights(weights: Weights) -> Mapping[str, Tensor]:
+    """Return the tensors of a safetensors file, or the mapping itself."""
+    if isinstance(weights, Mapping):
+        return weights
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise AclaError(f"cannot read weights {weights}: {error}; give a .safetensors file") from None

@@ -1,0 +1,101 @@
+"""CrossLayerSpace: a backbone and its positions as an NNI search space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from acla_nas.arch import Arch
+from acla_nas.errors import AclaError
+from acla_nas.gates import InsertGate, KeyGate
+from acla_nas.network import Backbone, CrossLayerNetwork, find_positions
+from acla_nas.nni_nas import ModelSpace
+
+
+class CrossLayerSpace(ModelSpace):
+    """All ways to insert attention after some of the positions of a backbone.
+
+    Its mutables are ``insert/<j>``, j = 1 .. P, each False or True, and ``keys``, the number of keys.
+
+    Args:
+        backbone: a network, or a callable that returns one; it is not edited.
+        positions: module paths, or a glob such as "body.*"; in the order in which they are run.
+        attention: the name of what is inserted: "acla", "cla", ..
+        num_keys: K, or several K to choose from; the attention's own default where None (ACLA 16,
+            CLA 8).
+        input_shape: (C, H, W) of an input the backbone takes, to learn the features' sizes.
+        options: further options of the attention module.
+
+    Raises:
+        AclaError: positions that do not exist, or are not run exactly once.
+
+    Example:
+        >>> from torch import nn
+        >>> backbone = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4)))
+        >>> space = CrossLayerSpace(backbone, ["0", "1", "2"], attention="cla")
+        >>> space.positions
+        ('0', '1', '2')
+        >>> derived = space.freeze({"insert/1": True, "insert/2": False, "insert/3": True, "keys": 8})
+        >>> derived.positions
+        (1, 3)
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        positions: str | Sequence[str],
+        *,
+        attention: str = "acla",
+        num_keys: int | Sequence[int] | None = None,
+        input_shape: Sequence[int] = (3, 48, 48),
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        module = backbone if isinstance(backbone, nn.Module) else backbone()
+        choices = None if num_keys is None else [num_keys] if isinstance(num_keys, int) else list(num_keys)
+        paths = dict(enumerate(find_positions(module, positions), start=1))
+        self.network = CrossLayerNetwork.dense(
+            module,
+            paths,
+            attention,
+            num_keys=None if choices is None else max(choices),
+            input_shape=input_shape,
+            **options,
+        )
+        self.attention_options = {"name": attention, **options}
+        self.input_shape = tuple(input_shape)
+        self.source: dict[str, Any] = {"backbone": type(module).__qualname__}
+        self.insert_gates = nn.ModuleList(InsertGate(j) for j in paths)
+        self.key_gate = KeyGate(choices or [next(iter(self.network.attention.values())).num_keys])
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """The module paths of all positions; position j of the mathematics is ``positions[j - 1]``."""
+        return tuple(self.network.paths.values())
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Run the network with the modules that the gates switch on: none before a search."""
+        gates: dict[int, Tensor | bool] = {g.position: g() for g in self.insert_gates}  # type: ignore[misc]
+        return self.network(*inputs, gates=gates, key_gates=self.key_gate(), **kwargs)
+
+    def freeze(self, sample: dict[str, Any]) -> nn.Module:
+        """Return the derived network of a sample, with the weights that its parts have here."""
+        positions, num_keys = self._chosen(sample)
+        return self.network.select(positions, num_keys)
+
+    def arch(self, sample: dict[str, Any]) -> Arch:
+        """Return the derived architecture of a sample as data."""
+        return Arch.from_sample(self, sample)
+
+    def _chosen(self, sample: dict[str, Any]) -> tuple[list[int], int]:
+        expected = {*(f"insert/{j}" for j in self.network.paths), "keys"}
+        if set(sample) != expected:
+            wrong = sorted(set(sample) ^ expected)
+            raise AclaError(f"the sample must decide insert/1 .. insert/{len(expected) - 1} and keys: {wrong}")
+        for label, choice in sample.items():
+            allowed: Sequence[Any] = self.key_gate.num_keys if label == "keys" else (False, True)
+            if choice not in allowed:
+                raise AclaError(f"{label} is {choice!r} in the sample; it must be one of {list(allowed)}")
+        return [j for j in self.network.paths if sample[f"insert/{j}"]], sample["keys"]

@@ -1,0 +1,8 @@
+"""Backbones as search spaces, one a file, and the register that knows them by name."""
+
+from __future__ import annotations
+
+from acla_nas.search_spaces.edsr import edsr
+from acla_nas.search_spaces.registry import get, names, register
+
+__all__ = ["edsr", "get", "names", "register"]

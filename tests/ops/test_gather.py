@@ -1,0 +1,129 @@
+"""cross_layer_gather against its literal reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acla_nas.errors import AclaError
+from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference
+from acla_nas.ops.gather import _grid_sample_form
+
+SHAPES = [  # batch, references, keys, channels, height, width
+    (1, 1, 1, 1, 1, 1),
+    (1, 1, 1, 3, 5, 7),
+    (2, 3, 4, 5, 9, 6),
+    (3, 2, 1, 8, 4, 11),
+    (1, 5, 16, 4, 12, 12),
+    (2, 1, 8, 2, 3, 17),
+]
+
+
+def make_inputs(batch, references, keys, channels, height, width, *, reach=3.0, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    values = [draw(batch, channels, height, width).requires_grad_() for _ in range(references)]
+    offsets = (draw(batch, references, keys, 2, height, width) * reach).requires_grad_()
+    weights = draw(batch, references, keys, height, width).requires_grad_()
+    return values, offsets, weights, draw(batch, channels, height, width)
+
+
+def output_and_gradients(function, values, offsets, weights, grad):
+    out = function(values, offsets, weights)
+    return [out, *torch.autograd.grad((out * grad).sum(), [*values, offsets, weights])]
+
+
+def assert_close(actual, expected, tolerance):
+    for a, e in zip(actual, expected):
+        assert a.shape == e.shape
+        assert (a - e).norm() <= tolerance * max(e.norm(), 1e-30)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_reference_in_float64(shape, seed):
+    *inputs, grad = make_inputs(*shape, seed=seed)
+    expected = output_and_gradients(cross_layer_gather_reference, *inputs, grad)
+    assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), expected, 1e-10)
+
+
+def test_keys_far_outside_the_image_give_zero_and_no_gradient_to_values():
+    values, offsets, weights, grad = make_inputs(2, 2, 3, 4, 6, 5)
+    offsets = (offsets.detach() + 100).requires_grad_()
+    result = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
+    assert all((r == 0).all() for r in result)
+
+
+def test_keys_straddling_the_border():
+    values, offsets, weights, grad = make_inputs(2, 2, 9, 4, 6, 5, reach=8.0)
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    actual = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
+    assert_close(actual, expected, 1e-10)
+
+
+def test_offsets_that_land_exactly_on_pixels():
+    values, offsets, weights, grad = make_inputs(2, 3, 4, 5, 8, 10)
+    offsets = offsets.detach().round().requires_grad_()
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    actual = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
+    assert_close(actual, expected, 1e-10)
+    # By hand: one key, one pixel down, weight 1.
+    down = torch.zeros(1, 1, 1, 2, 4, 3)
+    down[:, :, :, 1] = 1
+    value = torch.arange(12.0).view(1, 1, 4, 3)
+    shifted = cross_layer_gather([value], down, torch.ones(1, 1, 1, 4, 3))
+    assert torch.equal(shifted[0, 0], torch.cat([value[0, 0, 1:], torch.zeros(1, 3)]))
+
+
+@pytest.mark.parametrize("sizes", [[(12, 8), (3, 2)], [(5, 9), (6, 4)]])
+def test_references_of_other_resolutions(sizes):
+    _, offsets, weights, grad = make_inputs(2, 2, 4, 5, 6, 4)
+    values = [torch.randn(2, 5, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    assert_close(output_and_gradients(cross_layer_gather, values, offsets, weights, grad), expected, 1e-10)
+    assert_close([_grid_sample_form(values, offsets, weights)], expected[:1], 1e-10)
+
+
+def test_strips_change_nothing(monkeypatch):
+    *inputs, grad = make_inputs(2, 2, 3, 4, 13, 5)
+    whole = output_and_gradients(cross_layer_gather, *inputs, grad)
+    monkeypatch.setattr("acla_nas.ops.gather._STRIP_ENTRIES", 4 * 3 * 5 * 4)
+    assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), whole, 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)]
+)
+def test_lower_precision_stays_near_float64(dtype, tolerance):
+    values, offsets, weights, grad = make_inputs(2, 3, 8, 16, 20, 24)
+    values = [v.detach().to(dtype).double().requires_grad_() for v in values]
+    # float32 coordinates: make both sides start from the same offsets
+    offsets = offsets.detach().float().double().requires_grad_()
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    low_values = [v.detach().to(dtype).requires_grad_() for v in values]
+    low_offsets = offsets.detach().float().requires_grad_()
+    low_weights = weights.detach().float().requires_grad_()
+    actual = output_and_gradients(cross_layer_gather, low_values, low_offsets, low_weights, grad.to(dtype))
+    assert actual[0].dtype == dtype
+    assert_close([a.double() for a in actual], expected, tolerance)
+
+
+def test_identical_from_run_to_run():
+    *inputs, grad = make_inputs(2, 3, 8, 16, 20, 24, dtype=torch.float32)
+    first = output_and_gradients(cross_layer_gather, *inputs, grad)
+    for _ in range(3):
+        again = output_and_gradients(cross_layer_gather, *inputs, grad)
+        assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+def test_shape_errors_name_the_shapes():
+    values, offsets, weights, _ = make_inputs(2, 2, 3, 4, 6, 5)
+    with pytest.raises(AclaError, match="2 references, but 1 value maps"):
+        cross_layer_gather(values[:1], offsets, weights)
+    with pytest.raises(AclaError, match=r"weights must be .*\(2, 2, 3, 6, 5\)"):
+        cross_layer_gather(values, offsets, weights[:, :, :2])
+    with pytest.raises(AclaError, match="one C"):
+        cross_layer_gather([values[0], values[1][:, :2]], offsets, weights)
