@@ -101,8 +101,12 @@ def evaluate(
         for index, name in enumerate(dataset.names):
             lq, hq = dataset.images(index)
             try:
-                restored = task.baseline(lq) if model is None else _restore(model, lq, hq, device)
-                rows.append(ImageScore(name, task.psnr(restored, hq), task.ssim(restored, hq)))
+                if model is None:
+                    restored, scores = task.baseline(lq), task.baseline_scores(hq, lq)
+                else:
+                    restored = _restore(model, lq, hq, device)
+                    scores = task.psnr(restored, hq), task.ssim(restored, hq)
+                rows.append(ImageScore(name, *scores))
             except AclaError as error:
                 raise AclaError(f"image {name}: {error}") from error
             if save_dir is not None:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from acla_nas import search_spaces
 from acla_nas.arch import Arch
 from acla_nas.errors import AclaError
-from acla_nas.network import Backbone, CrossLayerNetwork, copy_backbone
+from acla_nas.network import Backbone, CrossLayerNetwork, backbone_only, copy_backbone
 
 Weights = str | Path | Mapping[str, Tensor]
 
@@ -50,7 +51,8 @@ def export(
                 f"the architecture is of the backbone {arch.space.get('backbone')!r}, which is not a "
                 "registered search space: give it to export(arch, backbone=...)"
             )
-        space = search_spaces.get(arch.space["name"])(**arch.space.get("options", {}))
+        with backbone_only():
+            space = search_spaces.get(arch.space["name"])(**arch.space.get("options", {}))
         module = space.network.backbone
     else:
         module = backbone if isinstance(backbone, nn.Module) else backbone()
@@ -74,13 +76,15 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
         AclaError: the file cannot be read, a weight is missing, or has another shape.
     """
     state = read_weights(weights)
-    prefix = "network." if any(name.startswith("network.") for name in state) else ""
+    of_supernet = any(name.startswith("network.") for name in state)
+    prefix = "network." if of_supernet else ""
     chosen = {}
     for name, own in network.state_dict().items():
         given = state.get(prefix + name)
         if given is None:
             raise AclaError(f"the weights have no {name!r}: they are of another architecture")
-        if prefix and given.dim() == own.dim() and given.shape[1:] == own.shape[1:]:
+        more_rows = given.dim() == own.dim() and given.shape[1:] == own.shape[1:]
+        if prefix and name.startswith("attention.") and more_rows:
             given = given[: own.shape[0]]  # the first keys of a supernet with more of them
         if given.shape != own.shape:
             raise AclaError(
@@ -88,6 +92,9 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
                 "the weights are of another architecture"
             )
         chosen[name] = given
+    unused = [] if of_supernet else sorted(set(state) - set(chosen))
+    if unused:
+        raise AclaError(f"the network has no {unused[0]!r}: the weights are of another architecture")
     network.load_state_dict(chosen)
 
 
@@ -102,3 +109,32 @@ def read_weights(weights: Weights) -> Mapping[str, Tensor]:
         return load_file(weights)
     except (OSError, SafetensorError) as error:
         raise AclaError(f"cannot read weights {weights}: {error}; give a .safetensors file") from None
+
+
+def save_program(network: nn.Module, path: str | Path, *, channels: int = 3) -> Path:
+    """Write a network as a PyTorch program (.pt2) for images of any size, checked against the network.
+
+    The file holds no Python code of this package: ``torch.export.load(path).module()`` runs it with
+    PyTorch alone.
+
+    Args:
+        network: takes (B, channels, H, W).
+        path: of the file.
+        channels: of the network's input.
+
+    Raises:
+        AclaError: the program read back differs from the network by more than 1e-5.
+    """
+    network = network.eval()
+    example = torch.rand(2, channels, 24, 32)
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    program = torch.export.export(network, (example,), dynamic_shapes=((sizes,),))
+    torch.export.save(program, path)
+    loaded = torch.export.load(path).module()
+    for size in ((24, 32), (17, 40)):
+        image = torch.rand(1, channels, *size)
+        with torch.no_grad():
+            difference = float((loaded(image) - network(image)).abs().max())
+        if not difference <= 1e-5:
+            raise AclaError(f"{path} differs from the network by {difference:.2e} at {size}: do not use it")
+    return Path(path)

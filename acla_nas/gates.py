@@ -113,7 +113,7 @@ class GumbelKeyGate(BaseSuperNetModule):
         self.temperature = 1.0
         counts = torch.tensor(gate.num_keys).unsqueeze(1)
         opened = torch.arange(max(gate.num_keys)).unsqueeze(0) < counts  # choices x K
-        self.register_buffer("opened", opened.float(), persistent=False)
+        self.register_buffer("opened", opened.to(self.alpha.dtype), persistent=False)
 
     def forward(self) -> Tensor | None:
         """Return the (K,) 0/1 gates, or None where there is no choice."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -45,7 +47,7 @@ class CrossLayerNetwork(nn.Module):
         self.backbone = backbone
         self.paths = dict(paths)
         self.attention = nn.ModuleDict({str(j): module for j, module in attention.items()})
-        self._features: dict[str, Tensor] = {}
+        self._features: dict[str, Tensor] | None = None  # None outside forward: the hooks do nothing
         self._gates: Mapping[int, Tensor | bool] = {}
         self._key_gates: Tensor | None = None
         for j, path in self.paths.items():
@@ -64,6 +66,8 @@ class CrossLayerNetwork(nn.Module):
     ) -> CrossLayerNetwork:
         """Insert an attention module after every position, each referring to all up to its own."""
         make = attentions.get(attention)
+        if _BACKBONE_ONLY.get():
+            return cls(backbone, {}, {})
         features = trace_features(backbone, paths, input_shape)
         if num_keys is not None:
             options["num_keys"] = num_keys
@@ -101,21 +105,31 @@ class CrossLayerNetwork(nn.Module):
         try:
             return self.backbone(*inputs, **kwargs)
         finally:
-            self._features, self._gates, self._key_gates = {}, {}, None
+            self._features, self._gates, self._key_gates = None, {}, None
 
     def _insert(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         gate = self._gates.get(int(name), True)
-        if gate is False:
+        features = self._features
+        if features is None or gate is False:
             return None
-        self._features[name] = output
-        # s_l s_j is s_j where l = j, so within its own module the position's gate is left out.
-        gates = {
-            l: g
-            for l in self._features
-            if l != name and isinstance(g := self._gates.get(int(l), True), Tensor)
-        }
-        update = self.attention[name](output, dict(self._features), gates, self._key_gates)
+        features[name] = output
+        if gate is not True and not gate.detach():
+            # Gated off: of all gradients only the gate's own, <dL/dz, H y>, is not zero, and references
+            # that are gated off as well have no part in it.
+            seen = {l: x for l, x in features.items() if l == name or self._is_on(l)}
+            with torch.no_grad():
+                update = self.attention[name](output, seen, {}, self._key_gates)
+        else:
+            # s_l s_j is s_j where l = j, so within its own module the position's gate is left out.
+            gates = {
+                l: g for l in features if l != name and isinstance(g := self._gates.get(int(l), True), Tensor)
+            }
+            update = self.attention[name](output, dict(features), gates, self._key_gates)
         return output + (update if gate is True else gate * update)
+
+    def _is_on(self, name: str) -> bool:
+        gate = self._gates.get(int(name), True)
+        return bool(gate.detach()) if isinstance(gate, Tensor) else gate
 
     def select(self, positions: Sequence[int], num_keys: int | None = None) -> CrossLayerNetwork:
         """Return a copy with modules at these positions only, with the weights they have here."""
@@ -133,19 +147,34 @@ class CrossLayerNetwork(nn.Module):
         return self.attention[str(position)]  # type: ignore[return-value]
 
 
+_BACKBONE_ONLY: ContextVar[bool] = ContextVar("backbone_only", default=False)
+
+
+@contextmanager
+def backbone_only() -> Iterator[None]:
+    """Within it, :meth:`CrossLayerNetwork.dense` inserts nothing: for who wants a space's backbone alone."""
+    token = _BACKBONE_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _BACKBONE_ONLY.reset(token)
+
+
 def copy_backbone(backbone: nn.Module) -> nn.Module:
     """Return a deep copy of a backbone without the hooks of the network that it belongs to."""
-    removed = []
+    before = []
     for module in backbone.modules():
         hooks = module._forward_hooks
-        for key, hook in list(hooks.items()):
+        before.append((hooks, list(hooks.items())))
+        for key, hook in before[-1][1]:
             if isinstance(getattr(getattr(hook, "func", None), "__self__", None), CrossLayerNetwork):
-                removed.append((hooks, key, hooks.pop(key)))
+                del hooks[key]
     try:
         return copy.deepcopy(backbone)
     finally:
-        for hooks, key, hook in removed:
-            hooks[key] = hook
+        for hooks, items in before:
+            hooks.clear()
+            hooks.update(items)  # in their order
 
 
 def find_positions(backbone: nn.Module, positions: str | Sequence[str]) -> tuple[str, ...]:
@@ -177,23 +206,24 @@ def trace_features(
 ) -> dict[int, Feature]:
     """Return the size of the feature at each position for one input of the given (C, H, W).
 
-    Runs a copy of the backbone on PyTorch's meta device, so it costs no arithmetic.
+    Runs a copy of the backbone on PyTorch's meta device, so it costs no arithmetic; on the backbone's own
+    device where it cannot run there.
 
     Raises:
-        AclaError: a position is not run, is run more than once or out of order, or does not return a
-            (B, C, H, W) tensor.
+        AclaError: the backbone does not take such an input; a position is not run, is run more than once
+            or out of order, or does not return a (B, C, H, W) tensor.
     """
-    seen: list[tuple[int, Any]] = []
-    copied = copy_backbone(backbone).to("meta").eval()
-    for j, path in paths.items():
-
-        def record(module: nn.Module, inputs: Any, output: Any, j: int = j) -> None:
-            seen.append((j, output))
-
-        copied.get_submodule(path).register_forward_hook(record)
-    reference = next(backbone.parameters(), torch.empty(0))
-    with torch.no_grad():
-        copied(torch.empty(1, *input_shape, dtype=reference.dtype, device="meta"))
+    own_device = next(backbone.parameters(), torch.empty(0)).device
+    try:
+        seen = _run_recorded(backbone, paths, input_shape, torch.device("meta"))
+    except Exception:
+        try:
+            seen = _run_recorded(backbone, paths, input_shape, own_device)
+        except Exception as error:
+            raise AclaError(
+                f"the backbone does not run on an input (C, H, W) of {tuple(input_shape)}: "
+                f"{' '.join(str(error).split())[:200]}; set input_shape to one that it takes"
+            ) from error
 
     order = [j for j, _ in seen]
     for j, path in paths.items():
@@ -215,3 +245,21 @@ def trace_features(
             )
         features[j] = Feature(*output.shape[1:])
     return features
+
+
+def _run_recorded(
+    backbone: nn.Module, paths: Mapping[int, str], input_shape: Sequence[int], device: torch.device
+) -> list[tuple[int, Any]]:
+    """Run a copy of the backbone once; return (position, output) in the order of execution."""
+    seen: list[tuple[int, Any]] = []
+    copied = copy_backbone(backbone).to(device).eval()
+    for j, path in paths.items():
+
+        def record(module: nn.Module, inputs: Any, output: Any, j: int = j) -> None:
+            seen.append((j, output))
+
+        copied.get_submodule(path).register_forward_hook(record)
+    dtype = next(backbone.parameters(), torch.empty(0)).dtype
+    with torch.no_grad():
+        copied(torch.zeros(1, *input_shape, dtype=dtype, device=device))
+    return seen

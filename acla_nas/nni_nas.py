@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 with warnings.catch_warnings():
@@ -9,7 +10,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import nni
     from nni.mutable import label_scope
-    from nni.nas.evaluator.pytorch import Lightning, LightningModule, Trainer
+    from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
     from nni.nas.execution import SequentialExecutionEngine
     from nni.nas.nn.pytorch import ModelSpace, MutableModule
     from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
@@ -20,6 +21,7 @@ with warnings.catch_warnings():
 __all__ = [
     "BaseOneShotLightningModule",
     "BaseSuperNetModule",
+    "DataLoader",
     "Lightning",
     "LightningModule",
     "ModelSpace",
@@ -31,3 +33,9 @@ __all__ = [
     "label_scope",
     "nni",
 ]
+
+# Told at every fit, and no concern of the user's: our loaders and loggers are as we mean them to be.
+warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated")
+warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")
+logging.getLogger("nni.nas.evaluator.pytorch.lightning").setLevel(logging.ERROR)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

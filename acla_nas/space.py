@@ -29,7 +29,7 @@ class CrossLayerSpace(ModelSpace):
         options: further options of the attention module.
 
     Raises:
-        AclaError: positions that do not exist, or are not run exactly once.
+        AclaError: positions that do not exist, or are not run exactly once; num_keys below 1.
 
     Example:
         >>> from torch import nn
@@ -55,6 +55,8 @@ class CrossLayerSpace(ModelSpace):
         super().__init__()
         module = backbone if isinstance(backbone, nn.Module) else backbone()
         choices = None if num_keys is None else [num_keys] if isinstance(num_keys, int) else list(num_keys)
+        if choices is not None and min(choices, default=0) < 1:
+            raise AclaError(f"num_keys must be at least 1, or several such to choose from, not {num_keys}")
         paths = dict(enumerate(find_positions(module, positions), start=1))
         self.network = CrossLayerNetwork.dense(
             module,
@@ -67,8 +69,9 @@ class CrossLayerSpace(ModelSpace):
         self.attention_options = {"name": attention, **options}
         self.input_shape = tuple(input_shape)
         self.source: dict[str, Any] = {"backbone": type(module).__qualname__}
-        self.insert_gates = nn.ModuleList(InsertGate(j) for j in paths)
-        self.key_gate = KeyGate(choices or [next(iter(self.network.attention.values())).num_keys])
+        self.insert_gates = nn.ModuleList(InsertGate(j) for j in self.network.paths)
+        own_default = next((module.num_keys for module in self.network.attention.values()), 1)
+        self.key_gate = KeyGate(choices or [own_default])
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -93,7 +96,9 @@ class CrossLayerSpace(ModelSpace):
         expected = {*(f"insert/{j}" for j in self.network.paths), "keys"}
         if set(sample) != expected:
             wrong = sorted(set(sample) ^ expected)
-            raise AclaError(f"the sample must decide insert/1 .. insert/{len(expected) - 1} and keys: {wrong}")
+            raise AclaError(
+                f"the sample must decide insert/1 .. insert/{len(expected) - 1} and keys: {wrong}"
+            )
         for label, choice in sample.items():
             allowed: Sequence[Any] = self.key_gate.num_keys if label == "keys" else (False, True)
             if choice not in allowed:

@@ -42,12 +42,14 @@ def register(make: Make) -> Make:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise AclaError(f"search space {name!r}: {error}; it is {name}{signature}") from None
+        bound.apply_defaults()  # so that an architecture means the same when a default changes
         space = make(*args, **kwargs)
         options: dict[str, Any] = {}
         for parameter, value in bound.arguments.items():
-            if signature.parameters[parameter].kind is inspect.Parameter.VAR_KEYWORD:
-                continue  # the attention's options, which the architecture stores by themselves
-            options[parameter] = value
+            if signature.parameters[parameter].kind is not inspect.Parameter.VAR_KEYWORD:
+                options[parameter] = value
+            elif "input_shape" in value:  # which inputs the backbone takes; the rest is the attention's,
+                options["input_shape"] = value["input_shape"]  # which the architecture stores by itself
         space.source = {"name": name, "options": options}
         return space
 

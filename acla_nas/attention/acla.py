@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class ACLA(Attention):
 
     With query feature x and references x^l, every convolution 1x1 and without bias::
 
-        offsets  d = base + W_off x       (dx, dy) in pixels; base are K fixed places on rings of 1, 2, .. pixels
+        offsets  d = base + W_off x       (dx, dy) in pixels; base: K fixed places on rings of 1, 2, .. pixels
         logits   a = W_att x
         mask     b_k = (M_l x^l(p + d_k))_k                                                       (Eq. 8)
         gate     m = [sigmoid((b + gate_bias + g1 - g2) / temperature) > 0.5], straight-through   (Eq. 7, 9)
@@ -99,15 +100,31 @@ class ACLA(Attention):
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Attention.forward`."""
-        names = list(references)
+        gates = reference_gates or {}
+        # A reference gated off counts for nothing but the gradient of its gate: its own is zero.
+        off = [name for name in references if name in gates and not gates[name].detach()]
+        on = [name for name in references if name not in off]
+        keys = [self._keys(on, query, references)]
+        if off:
+            with torch.no_grad():
+                keys.append(self._keys(off, query, references))
+
+        logits = torch.cat([k.logits for k in keys], 1)
+        masks = torch.cat([k.gates for k in keys if k.gates is not None], 1) if self.adaptive else None
+        weights = self._softmax(logits, masks, _stack_gates([*on, *off], gates), key_gates)
+        sums = [
+            cross_layer_gather(k.values, k.offsets, w)
+            for k, w in zip(keys, weights.split([len(k.values) for k in keys], 1))
+        ]
+        return self.out(sums[0] + sums[1] if off else sums[0])  # type: ignore[no-any-return]
+
+    def _keys(self, names: Sequence[str], query: Tensor, references: Mapping[str, Tensor]) -> _Keys:
+        """Project the query and the references, once each, and gate the keys."""
         layers: list[_Reference] = [self.references[name] for name in names]  # type: ignore[misc]
         count, keys = len(names), self.num_keys
-
         fused = torch.cat([r.offset.weight for r in layers] + [r.logit.weight for r in layers])
         offsets, logits = F.conv2d(query, fused).split((2 * keys * count, keys * count), 1)
         offsets = offsets.unflatten(1, (count, keys, 2)) + self.base.to(query.dtype)[..., None, None]
-        logits = logits.unflatten(1, (count, keys))  # B x R x K x H x W
-
         values, masks = [], []
         for r, (name, layer) in enumerate(zip(names, layers)):
             value = layer.project(references[name])
@@ -116,9 +133,7 @@ class ACLA(Attention):
                 masks.append(sample_key_maps(mask.expand(-1, keys, -1, -1), offsets[:, r]))
             values.append(value)
         gates = self._gate_keys(torch.stack(masks, 1)) if masks else None
-
-        weights = self._softmax(logits, gates, _stack_gates(names, reference_gates), key_gates)
-        return self.out(cross_layer_gather(values, offsets, weights))  # type: ignore[no-any-return]
+        return _Keys(values, offsets, logits.unflatten(1, (count, keys)), gates)
 
     def _gate_keys(self, mask: Tensor) -> Tensor:
         return gumbel_gate(mask + self.gate_bias, self.gate_temperature, noise=self.training)
@@ -128,14 +143,23 @@ class ACLA(Attention):
     ) -> Tensor:
         """Return s m exp(a) / sum s exp(a): (B, R, K, H, W)."""
         dims = (1, 2) if self.softmax == "joint" else (2,)
-        scores = (logits - logits.detach().amax(dims, keepdim=True)).exp()
-        if key_gates is not None:
-            scores = scores * key_gates.view(1, 1, -1, 1, 1)
+        switches = [] if key_gates is None else [key_gates.view(1, 1, -1, 1, 1)]
         if reference_gates is not None and self.softmax == "joint":
-            scores = scores * reference_gates.view(1, -1, 1, 1, 1)
+            switches.append(reference_gates.view(1, -1, 1, 1, 1))
+        largest = logits.detach()
+        for switch in switches:  # what is off must not decide the scale: all else could vanish beside it
+            largest = largest.masked_fill(switch.detach() == 0, -math.inf)
+        scores = logits - largest.amax(dims, keepdim=True)
+        if switches:
+            scores = scores.clamp(max=10.0)  # above 0 is only what is off
+        scores = scores.exp()
+        for switch in switches:
+            scores = scores * switch
         kept = scores if gates is None else scores * gates
-        total = kept if self.renormalize else scores
-        weights = kept / (total.sum(dims, keepdim=True) + (1e-6 if self.renormalize else 0.0))
+        total = scores.sum(dims, keepdim=True)
+        if self.renormalize:  # the small part of all keys is for queries that have no open one
+            total = kept.sum(dims, keepdim=True) + 1e-6 * total
+        weights = kept / total
         if reference_gates is not None and self.softmax == "reference":
             weights = weights * reference_gates.view(1, -1, 1, 1, 1)
         return weights
@@ -171,6 +195,15 @@ class ACLA(Attention):
         project_reference = reference.pixels * reference.channels * (query.channels + mask)
         gather = query.pixels * self.num_keys * 4 * (query.channels + self.adaptive)
         return project_query + project_reference + gather
+
+
+class _Keys(NamedTuple):
+    """The sampled keys of R references: values R x (B, C, H_l, W_l), the others (B, R, K, .., H, W)."""
+
+    values: list[Tensor]
+    offsets: Tensor
+    logits: Tensor
+    gates: Tensor | None
 
 
 class _Reference(nn.Module):

@@ -8,9 +8,12 @@ working memory does not grow with the image.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,9 +50,9 @@ def cross_layer_gather(values: Sequence[Tensor], offsets: Tensor, weights: Tenso
         >>> cross_layer_gather([value], right, torch.ones(1, 1, 1, 1, 4)).flatten()
         tensor([1., 2., 3., 0.])
     """
-    _check_shapes(values, offsets, weights)
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return _grid_sample_form(values, offsets, weights)
+    _check_shapes(values, offsets, weights)
     result: Tensor = _Gather.apply(offsets, weights, *values)
     return result
 
@@ -82,11 +85,12 @@ class _Gather(torch.autograd.Function):
         batch, _, _, _, height, width = offsets.shape
         channels = values[0].shape[1]
         out = values[0].new_zeros(batch, height * width, channels)
-        for b, r, rows, strip in _strips(offsets, values):
-            table = _rows_of(values[r][b])
-            index, corner = _corners(offsets[b, r, :, :, rows], values[r].shape[2:], rows, height)
-            bag = corner * _query_major(weights[b, r, :, rows]).to(corner.dtype).unsqueeze(-1)
-            out[b, strip] += _bag_sum(table, index, bag)
+        for b, r, rows, queries in _strips(offsets):
+            corners = _Corners(offsets[b, r, :, :, rows], values[r].shape[2:], rows.start, height)
+            weight = _query_major(corners.weight * weights[b, r, :, rows].flatten(1).to(corners.dtype))
+            out[b, queries] += F.embedding_bag(
+                corners.index, _rows_of(values[r][b]), mode="sum", per_sample_weights=weight.to(out.dtype)
+            )
         return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -102,23 +106,22 @@ class _Gather(torch.autograd.Function):
             v.new_zeros(batch, v.shape[2] * v.shape[3], channels) if needed else None
             for v, needed in zip(values, needs_values)
         ]
-        for b, r, rows, strip in _strips(offsets, values):
-            size = values[r].shape[2:]
-            index, corner, slope_x, slope_y = _corners(
-                offsets[b, r, :, :, rows], size, rows, height, slopes=True
-            )
-            weight = _query_major(weights[b, r, :, rows]).to(corner.dtype)
+        for b, r, rows, queries in _strips(offsets):
+            corners = _Corners(offsets[b, r, :, :, rows], values[r].shape[2:], rows.start, height)
+            weight = weights[b, r, :, rows].flatten(1).to(corners.dtype)  # K x Q
             into = grad_values[r]
             if into is not None:
-                into[b] += _scatter_sum(grad[b, strip], index, corner * weight.unsqueeze(-1), into.shape[1])
+                into[b] += _scatter_sum(grad[b, queries], corners, weight, into.shape[1])
             if grad_offsets is None and grad_weights is None:
                 continue
-            dots = _bag_dots(grad[b, strip], _rows_of(values[r][b]), index).to(corner.dtype)
+            dots = _dots(grad[b, queries], _rows_of(values[r][b]), corners)
+            strip = weights[b, r, :, rows].shape
             if grad_weights is not None:
-                grad_weights[b, r, :, rows] = _key_major((dots * corner).sum(-1), width)
+                grad_weights[b, r, :, rows] = (dots * corners.weight).sum(0).view(strip)
             if grad_offsets is not None:
-                grad_offsets[b, r, :, 0, rows] = _key_major((dots * slope_x).sum(-1) * weight, width)
-                grad_offsets[b, r, :, 1, rows] = _key_major((dots * slope_y).sum(-1) * weight, width)
+                slope_x, slope_y = corners.slopes()
+                grad_offsets[b, r, :, 0, rows] = ((dots * slope_x).sum(0) * weight).view(strip)
+                grad_offsets[b, r, :, 1, rows] = ((dots * slope_y).sum(0) * weight).view(strip)
         shaped = (
             g if g is None else g.view(batch, *v.shape[2:], channels).permute(0, 3, 1, 2)
             for g, v in zip(grad_values, values)
@@ -126,25 +129,15 @@ class _Gather(torch.autograd.Function):
         return grad_offsets, grad_weights, *shaped
 
 
-def _strips(offsets: Tensor, values: Sequence[Tensor]) -> Iterator[tuple[int, int, slice, slice]]:
+def _strips(offsets: Tensor) -> Iterator[tuple[int, int, slice, slice]]:
     """Yield (image, reference, its rows, its queries) so that one strip's index stays in cache."""
-    batch, _, keys, _, height, width = offsets.shape
+    batch, references, keys, _, height, width = offsets.shape
     rows = max(1, _STRIP_ENTRIES // (4 * keys * width))
     for b in range(batch):
-        for r in range(len(values)):
+        for r in range(references):
             for top in range(0, height, rows):
                 end = min(top + rows, height)
                 yield b, r, slice(top, end), slice(top * width, end * width)
-
-
-def _query_major(x: Tensor) -> Tensor:
-    """(K, rows, W) -> (rows * W, K)."""
-    return x.flatten(1).t()
-
-
-def _key_major(x: Tensor, width: int) -> Tensor:
-    """(rows * W, K) -> (K, rows, W)."""
-    return x.t().unflatten(1, (-1, width))
 
 
 def _rows_of(value: Tensor) -> Tensor:
@@ -152,47 +145,56 @@ def _rows_of(value: Tensor) -> Tensor:
     return value.permute(1, 2, 0).reshape(-1, value.shape[0]).contiguous()
 
 
-def _corners(
-    offsets: Tensor, size: Sequence[int], rows: slice, height: int, slopes: bool = False
-) -> tuple[Tensor, ...]:
-    """Return the four pixels that bilinear reading touches, and their weights.
+def _query_major(x: Tensor) -> Tensor:
+    """(4, K, Q) -> (Q, 4K), the layout of the bags."""
+    return x.flatten(0, 1).t().contiguous()
+
+
+class _Corners:
+    """The four pixels that bilinear reading touches for each key, and their weights.
+
+    All arithmetic is on (K, Q) tensors, which are contiguous and so run at full vector width.
 
     Args:
         offsets: (K, 2, rows, W), of one image and reference.
         size: (h, w) of the value map.
-        rows: which rows of the query map these are.
+        first_row: of these rows, in the query map.
         height: of the query map.
-        slopes: also return the derivatives of the weights with respect to dx and dy.
 
-    Returns:
-        index (rows * W, K, 4) int32 into the value map's pixels; weights of the same shape, 0 for
-        pixels outside the image; with slopes, d weights / d dx and d weights / d dy as well.
+    Attributes:
+        index: (Q, 4K) int32 into the h * w pixels of the value map; some pixel where weight is 0.
+        weight: (4, K, Q); 0 for pixels outside the image.
     """
-    h, w = size
-    keys, _, _, width = offsets.shape
-    dtype = torch.promote_types(offsets.dtype, torch.float32)
-    delta = offsets.to(dtype).permute(1, 2, 3, 0)  # 2 x rows x W x K
-    column = torch.arange(width, device=offsets.device, dtype=dtype).view(1, -1, 1)
-    row = torch.arange(rows.start, rows.stop, device=offsets.device, dtype=dtype).view(-1, 1, 1)
-    left, x_fraction = _split(column, delta[0], width, w)
-    top, y_fraction = _split(row, delta[1], height, h)
 
-    x_pair = torch.stack((left, left + 1), -1)  # rows x W x K x 2
-    y_pair = torch.stack((top, top + 1), -1)
-    x_inside = ((x_pair >= 0) & (x_pair < w)).to(dtype)
-    y_inside = ((y_pair >= 0) & (y_pair < h)).to(dtype)
-    x_weight = torch.stack((1 - x_fraction, x_fraction), -1) * x_inside
-    y_weight = torch.stack((1 - y_fraction, y_fraction), -1) * y_inside
-    index = y_pair.clamp(0, h - 1).int().mul_(w).unsqueeze(-1) + x_pair.clamp(0, w - 1).int().unsqueeze(-2)
-    shape = (-1, keys, 4)
-    found = [index.reshape(shape), (y_weight.unsqueeze(-1) * x_weight.unsqueeze(-2)).reshape(shape)]
-    if slopes:
-        sign = torch.tensor([-1.0, 1.0], device=offsets.device, dtype=dtype)
-        x_slope = x_inside * (sign * (w / width))
-        y_slope = y_inside * (sign * (h / height))
-        found.append((y_weight.unsqueeze(-1) * x_slope.unsqueeze(-2)).reshape(shape))
-        found.append((y_slope.unsqueeze(-1) * x_weight.unsqueeze(-2)).reshape(shape))
-    return tuple(found)
+    def __init__(self, offsets: Tensor, size: Sequence[int], first_row: int, height: int) -> None:
+        h, w = size
+        _, _, rows, width = offsets.shape
+        self.dtype = torch.promote_types(offsets.dtype, torch.float32)
+        delta = offsets.to(self.dtype).flatten(2)  # K x 2 x Q
+        device = offsets.device
+        column = torch.arange(width, device=device, dtype=self.dtype).repeat(rows)
+        row = torch.arange(first_row, first_row + rows, device=device, dtype=self.dtype)
+        left, x_fraction = _split(column, delta[:, 0], width, w)
+        top, y_fraction = _split(row.repeat_interleave(width), delta[:, 1], height, h)
+        self._x_inside = [_is_inside(left, w), _is_inside(left + 1, w)]
+        self._y_inside = [_is_inside(top, h), _is_inside(top + 1, h)]
+        self._x_weight = [(1 - x_fraction) * self._x_inside[0], x_fraction * self._x_inside[1]]
+        self._y_weight = [(1 - y_fraction) * self._y_inside[0], y_fraction * self._y_inside[1]]
+        self._scale = (w / width, h / height)
+
+        left, top = left.clamp_(-1, w).int(), top.clamp_(-1, h).int()
+        columns = [left.clamp(0, w - 1), (left + 1).clamp_(0, w - 1)]
+        lines = [top.clamp(0, h - 1).mul_(w), (top + 1).clamp_(0, h - 1).mul_(w)]
+        index = torch.stack([line + column for line in lines for column in columns])
+        self.index = _query_major(index)
+        self.weight = _outer(self._y_weight, self._x_weight)
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of the weights with respect to dx and dy, each (4, K, Q)."""
+        x_scale, y_scale = self._scale
+        x_slope = [self._x_inside[0] * -x_scale, self._x_inside[1] * x_scale]
+        y_slope = [self._y_inside[0] * -y_scale, self._y_inside[1] * y_scale]
+        return _outer(self._y_weight, x_slope), _outer(y_slope, self._x_weight)
 
 
 def _split(start: Tensor, delta: Tensor, query_size: int, size: int) -> tuple[Tensor, Tensor]:
@@ -205,49 +207,59 @@ def _split(start: Tensor, delta: Tensor, query_size: int, size: int) -> tuple[Te
     return whole, position - whole
 
 
-def _bag_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Return for each query the weighted sum of its rows of the table: (Q, C)."""
-    index, weight = index.flatten(1), weight.flatten(1).to(table.dtype)
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+def _is_inside(position: Tensor, size: int) -> Tensor:
+    return ((position >= 0) & (position < size)).to(position.dtype)
 
 
-def _bag_dots(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """Return the products of each query's gradient with each of its rows: the shape of the index."""
-    queries, entries = index.shape[0], index[0].numel()
-    start = torch.arange(0, queries * entries, entries, dtype=torch.int32, device=index.device)
-    owner = torch.arange(queries, dtype=torch.int32, device=index.device).repeat_interleave(entries)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad.contiguous(), table, index.flatten(), start, owner, 0
-    )
-    return dots.view(index.shape)
+def _outer(y: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+    """Return the products of both y with both x: (4, K, Q)."""
+    return torch.stack([a * b for a in y for b in x])
 
 
-def _scatter_sum(grad: Tensor, index: Tensor, weight: Tensor, rows: int) -> Tensor:
+def _dots(grad: Tensor, table: Tensor, corners: _Corners) -> Tensor:
+    """Return the products of each query's gradient with each of its rows of the table: (4, K, Q)."""
+    index = corners.index
+    queries, entries = index.shape
+    if table.shape[0] < entries:  # sampled_addmm takes no more entries than the matrix has columns
+        table = F.pad(table, (0, 0, 0, entries - table.shape[0]))
+    start = torch.arange(0, index.numel() + 1, entries, dtype=torch.int32, device=index.device)
+    compute = torch.promote_types(grad.dtype, torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls its sparse CSR tensors a beta feature
+        pattern = torch.sparse_csr_tensor(
+            start,
+            index.flatten(),
+            torch.zeros(index.numel(), dtype=compute, device=index.device),
+            size=(queries, table.shape[0]),
+            check_invariants=False,
+        )
+        product = torch.sparse.sampled_addmm(pattern, grad.to(compute), table.to(compute).t(), beta=0.0)
+    return product.values().view(queries, entries).to(corners.dtype).t().contiguous().view_as(corners.weight)
+
+
+def _scatter_sum(grad: Tensor, corners: _Corners, weight: Tensor, rows: int) -> Tensor:
     """Return for each row of the table the weighted sum of the gradients of its queries: (rows, C).
 
     It is a bag sum over the transposed index, several times faster than scattered additions, and the
     same from run to run.
     """
-    queries, entries = index.shape[0], index[0].numel()
+    index, bags = corners.index, _query_major(corners.weight * weight)
+    queries, entries = index.shape
     if index.device.type == "cpu":
-        from scipy.sparse import csr_matrix
-
-        start = torch.arange(0, queries * entries + 1, entries, dtype=torch.int32)
-        data = weight.flatten().contiguous()
-        by_row = csr_matrix(
-            (data.numpy(), index.flatten().numpy(), start.numpy()), shape=(queries, rows)
-        ).tocsc()
-        owner = torch.from_numpy(by_row.indices)
-        begin = torch.from_numpy(by_row.indptr[:-1])
-        sorted_weight = torch.from_numpy(by_row.data)
+        start = np.arange(0, index.numel() + 1, entries, dtype=np.int32)
+        by_query = scipy.sparse.csr_array(
+            (bags.flatten().numpy(), index.flatten().numpy(), start), shape=(queries, rows)
+        )
+        by_row = by_query.tocsc()
+        owner, begin = torch.from_numpy(by_row.indices), torch.from_numpy(by_row.indptr[:-1])
+        bags = torch.from_numpy(by_row.data)
     else:
-        sorted_row, order = torch.sort(index.flatten(), stable=True)
+        row, order = torch.sort(index.flatten(), stable=True)
         owner = (order // entries).int()
-        begin = torch.searchsorted(sorted_row, torch.arange(rows, device=index.device, dtype=torch.int32))
-        begin = begin.int()
-        sorted_weight = weight.flatten()[order]
+        begin = torch.searchsorted(row, torch.arange(rows, device=index.device, dtype=row.dtype)).int()
+        bags = bags.flatten()[order]
     return F.embedding_bag(
-        owner, grad.contiguous(), begin, mode="sum", per_sample_weights=sorted_weight.to(grad.dtype)
+        owner, grad.contiguous(), begin, mode="sum", per_sample_weights=bags.to(grad.dtype)
     )
 
 

@@ -1,0 +1,86 @@
+"""EpochReport: after every epoch, validation PSNR to the history, to metrics.csv, to NNI and to the screen."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from acla_nas.evaluation import evaluate
+from acla_nas.nni_nas import LightningModule, nni
+from acla_nas.tasks import Task
+
+
+class EpochReport(pl.Callback):
+    """Scores the network on the validation images after each epoch and tells everybody who asks.
+
+    During a search the network is the architecture derived so far, with the supernet's weights.
+
+    Args:
+        task: the protocol.
+        validation: image files; no PSNR where empty.
+        csv_path: where a row per epoch is written, as it is known; nowhere where None.
+        show: print a line per epoch.
+
+    Attributes:
+        history: one dict per epoch: epoch, val_psnr (dB), seconds, and what the training logged.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        validation: Sequence[Path],
+        *,
+        csv_path: Path | None = None,
+        show: bool = True,
+    ) -> None:
+        self.task, self.validation = task, validation
+        self.csv_path, self.show = csv_path, show
+        self.history: list[dict[str, Any]] = []
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score, record, report."""
+        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1}
+        row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        if self.validation:
+            row["val_psnr"] = evaluate(_network(pl_module), self.task, self.validation).psnr
+            pl_module.log("val_psnr", row["val_psnr"])
+        row["seconds"] = round(time.monotonic() - self._start, 1)
+        self.history.append(row)
+        if self.csv_path is not None:
+            self._write_csv(self.csv_path)
+        if self.validation and nni.get_current_parameter() is not None:
+            nni.report_intermediate_result(row["val_psnr"])
+        if self.show:
+            trainer_epochs = trainer.max_epochs
+            print(f"epoch {row['epoch']}/{trainer_epochs}  {_format(row)}", flush=True)
+
+    def _write_csv(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(name for row in self.history for name in row))
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.history)
+
+
+def _network(module: pl.LightningModule) -> Any:
+    """Return the network in a Lightning module of ours, or in one that NNI has wrapped it in."""
+    inner = getattr(module, "training_module", module)
+    assert isinstance(inner, LightningModule)
+    return inner.model
+
+
+def _format(row: dict[str, Any]) -> str:
+    shown = {"val_psnr": "PSNR {:.2f} dB", "train_loss": "loss {:.3f}", "open": "open gates {:.0f}"}
+    shown |= {"cost": "cost {:.3g}", "temperature": "temperature {:.2f}", "seconds": "{:.0f} s"}
+    return "  ".join(text.format(row[name]) for name, text in shown.items() if name in row)

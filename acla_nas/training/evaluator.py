@@ -1,0 +1,118 @@
+"""make_evaluator: images, recipe and trainer as the NNI evaluator that searches and retraining run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from acla_nas.data import PatchDataset, list_images
+from acla_nas.errors import AclaError
+from acla_nas.nni_nas import DataLoader, Lightning, Trainer
+from acla_nas.tasks import Task
+from acla_nas.training.epoch_report import EpochReport
+from acla_nas.training.restoration import RestorationModule
+
+
+def make_evaluator(
+    task: Task,
+    *,
+    train: str = "embedded",
+    validation: str = "embedded",
+    epochs: int = 1,
+    steps_per_epoch: int = 1000,
+    batch_size: int = 16,
+    patch_size: int = 48,
+    seed: int = 0,
+    workers: int = 0,
+    run_dir: str | Path | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    **recipe: Any,
+) -> Lightning:
+    """Return an evaluator: patches of the training images, the same of the validation images, a trainer.
+
+    A one-shot search trains the weights on the first and the architecture on the second, and sets the
+    number of epochs itself; :func:`train` trains a network on the first.
+
+    Args:
+        task: degradation and protocol.
+        train: folder of training images, or "embedded": a few images to try things out.
+        validation: likewise; whole validation images are scored after every epoch.
+        epochs: of training; a search strategy brings its own.
+        steps_per_epoch: batches per epoch.
+        batch_size: patches per batch.
+        patch_size: of the degraded patch, in pixels.
+        seed: of the order of patches; set the seed of everything else with ``seed_everything``.
+        workers: processes that load data, beside the trainer's own.
+        run_dir: where logs and metrics.csv go; nowhere where None.
+        device: "auto", "cpu" or "cuda".
+        progress: print a line per epoch.
+        recipe: options of :class:`RestorationModule`: learning_rate, loss, schedule, ..
+
+    Raises:
+        AclaError: no usable image, or a number out of range.
+    """
+    for name, value in (("steps_per_epoch", steps_per_epoch), ("batch_size", batch_size), ("epochs", epochs)):
+        if value < 1:
+            raise AclaError(f"{name} must be at least 1, not {value}")
+    validation_paths = list_images(validation, "validation")
+    length = steps_per_epoch * batch_size
+    patches = {"patch_size": patch_size, "length": length}
+    train_set = PatchDataset(task, list_images(train, "train"), seed=seed, **patches)
+    validation_set = PatchDataset(task, validation_paths, seed=seed + 1, **patches)
+    run_dir = None if run_dir is None else Path(run_dir)
+    report = EpochReport(
+        task, validation_paths, csv_path=None if run_dir is None else run_dir / "metrics.csv", show=progress
+    )
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator=device,
+        devices=1,
+        callbacks=[_NextPatches([train_set, validation_set]), report],
+        logger=_logger(run_dir),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+    )
+
+    def loader(patches: PatchDataset) -> Any:
+        # Patches are random already; no shuffling keeps them a function of seed, epoch and index.
+        return DataLoader(patches, batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0)
+
+    return Lightning(
+        RestorationModule(**recipe),
+        trainer,
+        train_dataloaders=loader(train_set),
+        val_dataloaders=loader(validation_set),
+    )
+
+
+def epoch_history(evaluator: Lightning) -> list[dict[str, Any]]:
+    """Return what the evaluator's EpochReport recorded; empty where it has none."""
+    for callback in evaluator.trainer.callbacks:
+        if isinstance(callback, EpochReport):
+            return callback.history
+    return []
+
+
+class _NextPatches(pl.Callback):
+    """Tells the data sets which epoch it is."""
+
+    def __init__(self, data: Sequence[PatchDataset]) -> None:
+        self.data = data
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for patches in self.data:
+            patches.set_epoch(trainer.current_epoch)
+
+
+def _logger(run_dir: Path | None) -> Any:
+    if run_dir is None:
+        return False
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(run_dir, name="tensorboard", version="")

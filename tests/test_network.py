@@ -1,0 +1,398 @@
+"""CrossLayerNetwork: hooks on an untouched backbone, positions, copies, and PyTorch's compilers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from acla_nas.attention import Feature
+from acla_nas.errors import AclaError
+from acla_nas.network import CrossLayerNetwork, copy_backbone, find_positions, trace_features
+
+
+class UNet(nn.Module):
+    """Features of differing channels and resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.middle = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
+        self.up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        self.tail = nn.Conv2d(9, 3, 3, padding=1)
+
+    def forward(self, x, *, boost=1.0):
+        head = self.head(x)
+        up = self.up(self.middle(F.relu(self.down(head))))
+        return boost * self.tail(torch.cat((head, up), 1))
+
+
+U_PATHS = {1: "head", 2: "down", 3: "middle", 4: "up"}
+
+
+def randomize(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return module
+
+
+def unet_network(attention="acla", **options):
+    network = CrossLayerNetwork.dense(
+        UNet(), U_PATHS, attention, num_keys=3, input_shape=(3, 8, 8), **options
+    )
+    return randomize(network).eval()
+
+
+def chain(count=3, channels=4):
+    layers = [nn.Conv2d(3 if i == 0 else channels, channels, 3, padding=1) for i in range(count)]
+    return nn.Sequential(*layers, nn.Conv2d(channels, 3, 1))
+
+
+def chain_network(count=3, attention="acla", seed=0):
+    paths = {j: str(j - 1) for j in range(1, count + 1)}
+    network = CrossLayerNetwork.dense(chain(count), paths, attention, num_keys=2, input_shape=(3, 8, 8))
+    return randomize(network, seed).eval()
+
+
+def image(height=8, width=8, batch=1, seed=0):
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+# -- forward ----------------------------------------------------------------------------------------
+
+
+def test_gates_of_false_leave_the_backbone_as_it_is():
+    network = unet_network()
+    bare = randomize(UNet(), seed=1)
+    bare.load_state_dict(network.backbone.state_dict())
+    x = image()
+    assert torch.equal(network(x, gates={j: False for j in U_PATHS}), bare(x))
+    assert not torch.allclose(network(x), bare(x), atol=1e-3)
+
+
+def test_the_backbone_called_by_itself_is_bare():
+    network = unet_network()
+    bare = copy_backbone(network.backbone)
+    x = image()
+    network(x)
+    assert torch.equal(network.backbone(x), bare(x))
+
+
+def test_two_networks_on_one_backbone_do_not_see_each_other():
+    backbone = randomize(chain())
+    first = randomize(CrossLayerNetwork.dense(backbone, {1: "0"}, "cla", num_keys=2, input_shape=(3, 8, 8)))
+    alone = first(image())
+    second = CrossLayerNetwork.dense(backbone, {1: "1"}, "cla", num_keys=2, input_shape=(3, 8, 8))
+    nn.init.ones_(second.attention["1"].out.weight)
+    assert torch.equal(first(image()), alone)
+    assert not torch.equal(second(image()), alone)
+
+
+def test_a_fresh_network_computes_what_its_backbone_computes():
+    torch.manual_seed(0)
+    backbone = UNet()
+    expected = backbone(image())
+    network = CrossLayerNetwork.dense(backbone, U_PATHS, "acla", num_keys=3, input_shape=(3, 8, 8))
+    assert torch.equal(network(image()), expected)
+
+
+def test_keywords_and_outputs_pass_through():
+    network = unet_network()
+    torch.testing.assert_close(network(image(), boost=2.0), 2 * network(image()))
+
+
+def test_features_are_read_before_attention_and_updates_are_added_after():
+    network = chain_network(2, "cla")
+    x = image()
+    layers = network.backbone
+    x1 = layers[0](x)
+    z1 = x1 + network.attention["1"](x1, {"1": x1})
+    x2 = layers[1](z1)
+    z2 = x2 + network.attention["2"](x2, {"1": x1, "2": x2})
+    torch.testing.assert_close(network(x), layers[2](z2))
+
+
+def test_a_module_does_not_refer_to_positions_that_are_off():
+    network = chain_network(2, "cla")
+    x = image()
+    layers = network.backbone
+    x2 = layers[1](layers[0](x))
+    z2 = x2 + network.attention["2"](x2, {"2": x2})
+    torch.testing.assert_close(network(x, gates={1: False}), layers[2](z2))
+
+
+def test_nothing_is_kept_after_a_pass_even_a_failed_one():
+    network = chain_network()
+    network(image(), gates={1: torch.ones(())}, key_gates=torch.ones(2))
+    with pytest.raises(RuntimeError):
+        network(torch.rand(1, 5, 8, 8))
+    assert not network._features
+    assert not network._gates
+    assert network._key_gates is None
+
+
+def test_gradient_of_the_gates_is_that_of_finite_differences():
+    network = chain_network(3, "cla").double()
+    x = image().double()
+    state = {1: 1.0, 2: 0.0, 3: 1.0}
+
+    def loss(values):
+        return (network(x, gates=values) ** 2).sum()
+
+    gates = {j: torch.tensor(s, dtype=torch.float64, requires_grad=True) for j, s in state.items()}
+    gradients = torch.autograd.grad(loss(gates), list(gates.values()))
+    for j, gradient in zip(state, gradients):
+        step = 1e-6
+        up, down = (
+            loss({l: torch.tensor(s + d * (l == j), dtype=torch.float64) for l, s in state.items()}).item()
+            for d in (step, -step)
+        )
+        assert gradient.item() == pytest.approx((up - down) / (2 * step), rel=1e-4)
+        assert gradient != 0
+
+
+def test_references_of_other_channels_and_resolution_run_forward_and_backward():
+    network = unet_network()
+    network.train()
+    torch.manual_seed(0)
+    x = image(8, 12, batch=2).requires_grad_()
+    out = network(x)
+    assert out.shape == (2, 3, 8, 12)
+    (out**2).sum().backward()
+    unreached = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert not unreached
+    assert torch.isfinite(x.grad).all()
+    assert network.attention["4"].references["2"].value.weight.shape == (5, 6, 1, 1)
+
+
+def test_wrong_attention_and_options():
+    with pytest.raises(AclaError, match="unknown attention 'acl'"):
+        CrossLayerNetwork.dense(chain(), {1: "0"}, "acl")
+    with pytest.raises(AclaError, match=r"does not take these options.*colour"):
+        CrossLayerNetwork.dense(chain(), {1: "0"}, "acla", colour="red")
+
+
+# -- select -----------------------------------------------------------------------------------------
+
+
+def test_select_keeps_weights_and_shares_nothing():
+    network = chain_network()
+    selected = network.select([1, 3])
+    assert selected.positions == (1, 3)
+    assert selected.paths == {1: "0", 3: "2"}
+    torch.testing.assert_close(selected(image()), network(image(), gates={2: False}))
+    shared = {id(p) for p in network.parameters()} & {id(p) for p in selected.parameters()}
+    assert not shared
+    own = network.state_dict()
+    for name, value in selected.state_dict().items():
+        assert torch.equal(value, own[name]), name
+
+
+def test_select_of_nothing_is_the_backbone():
+    network = chain_network()
+    assert torch.equal(network.select([])(image()), copy_backbone(network.backbone)(image()))
+
+
+# -- positions --------------------------------------------------------------------------------------
+
+
+def nested():
+    return nn.ModuleDict(
+        {
+            "stem": nn.Conv2d(3, 4, 1),
+            "body": nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(11))),
+        }
+    )
+
+
+def test_a_glob_names_children_in_the_order_of_the_tree_and_does_not_cross_dots():
+    assert find_positions(nested(), "body.*") == tuple(f"body.{i}" for i in range(11))
+    assert find_positions(nested(), "body.*.0") == tuple(f"body.{i}.0" for i in range(11))
+    assert find_positions(nested(), "*") == ("stem", "body")
+    assert find_positions(nested(), "body.1?") == ("body.10",)
+
+
+def test_a_list_is_kept_in_its_order():
+    assert find_positions(nested(), ["body.3", "stem"]) == ("body.3", "stem")
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ("bodi.*", "unknown positions 'bodi.*'"),
+        ("body", None),
+        (["stem", "bdy.1"], "unknown position 'bdy.1'; did you mean 'body.1'"),
+        ([], "at least one"),
+        (["stem", "stem"], "different module paths"),
+    ],
+)
+def test_wrong_positions(positions, message):
+    if message is None:
+        assert find_positions(nested(), positions) == (positions,)
+        return
+    with pytest.raises(AclaError, match=message.replace("*", r"\*")):
+        find_positions(nested(), positions)
+
+
+def test_trace_features_gives_sizes_without_touching_the_backbone():
+    backbone = UNet().train()
+    features = trace_features(backbone, U_PATHS, (3, 16, 12))
+    assert features == {
+        1: Feature(4, 16, 12),
+        2: Feature(6, 8, 6),
+        3: Feature(6, 8, 6),
+        4: Feature(5, 16, 12),
+    }
+    assert features[2].pixels == 48
+    assert backbone.training
+    assert next(backbone.parameters()).device.type == "cpu"
+    assert not any(m._forward_hooks for m in backbone.modules())
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared, self.unused = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.flat, self.pair = nn.Flatten(), nn.MaxPool2d(2, return_indices=True)
+
+    def forward(self, x):
+        x = self.shared(self.shared(self.second(self.first(x))))
+        self.flat(x)
+        self.pair(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["shared"], "'shared' is run 2 times .* not once"),
+        (["first", "unused"], "'unused' is run 0 times"),
+        (["second", "first"], r"order in which they are run: \['first', 'second'\]"),
+        (["first", "flat"], r"'flat' returns \(1, 192\), not a \(B, C, H, W\) tensor"),
+        (["pair"], "'pair' returns tuple, not"),
+    ],
+)
+def test_positions_that_cannot_be_traced(paths, message):
+    with pytest.raises(AclaError, match=message):
+        trace_features(Odd(), dict(enumerate(paths, 1)), (3, 8, 8))
+
+
+# -- copies -----------------------------------------------------------------------------------------
+
+
+def copy_by_pickle(network):
+    return pickle.loads(pickle.dumps(network))
+
+
+def copy_by_torch_save(network):
+    buffer = io.BytesIO()
+    torch.save(network, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, copy_by_pickle, copy_by_torch_save])
+def test_a_copy_is_equal_and_independent(make_copy):
+    network = chain_network()
+    expected = network(image())
+    copied = make_copy(network)
+    assert torch.equal(copied(image()), expected)
+    hooks = [h for m in copied.backbone.modules() for h in m._forward_hooks.values()]
+    assert len(hooks) == 3
+    assert all(h.func.__self__ is copied for h in hooks)
+
+    with torch.no_grad():
+        for module in copied.attention.values():
+            module.out.weight.add_(1.0)
+    assert torch.equal(network(image()), expected)
+    changed = copied(image())
+    assert not torch.allclose(changed, expected, atol=1e-3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(copied(image()), changed)
+
+
+def test_copy_backbone_leaves_no_hooks_of_a_network_and_keeps_the_users_own():
+    calls = []
+    backbone = chain()
+
+    def mine(module, inputs, output):
+        calls.append("mine")
+
+    backbone[0].register_forward_hook(mine)
+    network = CrossLayerNetwork.dense(backbone, {1: "0", 2: "1"}, "cla", num_keys=2, input_shape=(3, 8, 8))
+    backbone[0].register_forward_hook(mine)
+    before = [list(m._forward_hooks.items()) for m in backbone.modules()]
+    assert len(before[1]) == 3
+    calls.clear()
+
+    copied = copy_backbone(backbone)
+    assert [list(m._forward_hooks.items()) for m in backbone.modules()] == before
+    assert [len(m._forward_hooks) for m in copied.modules()] == [0, 2, 0, 0, 0]
+    assert torch.equal(copied(image()), network(image()))
+    assert calls == ["mine"] * 4
+
+
+def test_state_dict_round_trip():
+    network, other = chain_network(seed=0), chain_network(seed=1)
+    assert not torch.allclose(network(image()), other(image()))
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(network(image()), other(image()))
+    assert {n.split(".")[0] for n in network.state_dict()} == {"backbone", "attention"}
+
+
+# -- compilers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def derived():
+    network = unet_network().select([1, 3], 2)
+    x = image(8, 12)
+    with torch.no_grad():
+        expected = network(x)
+        assert not torch.allclose(network(x, gates={1: False, 3: False}), expected, atol=1e-2)
+    return network, x, expected
+
+
+def test_torch_export_agrees(derived):
+    network, x, expected = derived
+    exported = torch.export.export(network, (x,)).module()
+    assert (exported(x) - expected).abs().max() <= 1e-5
+
+
+def test_torch_compile_agrees_for_several_references(derived):
+    network, x, expected = derived
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert (torch.compile(network, backend="eager")(x) - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_jit_trace_agrees_at_other_sizes_too(derived):
+    network, x, expected = derived
+    traced = torch.jit.trace(network, (x,))
+    assert (traced(x) - expected).abs().max() <= 1e-5
+    other = image(12, 8, batch=2)
+    assert (traced(other) - network(other)).abs().max() <= 1e-5
+
+
+def test_torch_compile_agrees_with_its_gradient():
+    network, x = chain_network(2).select([2]), image()
+    torch._dynamo.reset()
+    out = torch.compile(network, backend="aot_eager")(x)
+    assert (out - network(x)).abs().max() <= 1e-5
+    assert not torch.allclose(network(x, gates={2: False}), out, atol=1e-2)
+    parameters = list(network.parameters())
+    gradients = torch.autograd.grad((out**2).sum(), parameters)
+    for actual, wanted in zip(gradients, torch.autograd.grad((network(x) ** 2).sum(), parameters)):
+        assert (actual - wanted).norm() <= 1e-5 * wanted.norm() + 1e-7
