@@ -105,8 +105,8 @@ class Arch(BaseModel):
             raise AclaError(f"{name} is not an acla_nas architecture; give the arch.json of a search")
         if data.get("format_version") != FORMAT_VERSION:
             raise AclaError(
-                f"{name} has format version {data.get('format_version')!r}, this acla_nas {__version__} reads "
-                f"{FORMAT_VERSION}: use the acla_nas that wrote it, or search again"
+                f"{name} has format version {data.get('format_version')!r}, this acla_nas {__version__} "
+                f"reads {FORMAT_VERSION}: use the acla_nas that wrote it, or search again"
             )
         try:
             return cls.model_validate(data)

@@ -175,7 +175,7 @@ def build(kind: str, make: Callable[..., T], options: dict[str, Any]) -> T:
 
 def _options_model(make: Callable[..., Any]) -> type[BaseModel]:
     """Return the schema of a callable's arguments, from its annotations."""
-    function = inspect.unwrap(make.__init__ if inspect.isclass(make) else make)  # type: ignore[misc]
+    function = inspect.unwrap(make.__init__ if inspect.isclass(make) else make)
     annotations = {name: a for name, a in function.__annotations__.items() if name != "return"}
     holder = type("Options", (), {"__annotations__": annotations})
     hints = get_type_hints(holder, globalns=function.__globals__)
@@ -185,7 +185,7 @@ def _options_model(make: Callable[..., Any]) -> type[BaseModel]:
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
     config = ConfigDict(extra="allow", arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model("Options", __config__=config, **fields)  # type: ignore[call-overload, no-any-return]
+    return create_model("Options", __config__=config, **fields)  # type: ignore[call-overload]
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

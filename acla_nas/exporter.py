@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acla_nas import search_spaces
 from acla_nas.arch import Arch
 from acla_nas.errors import AclaError
-from acla_nas.network import Backbone, CrossLayerNetwork, backbone_only, copy_backbone
+from acla_nas.network import Backbone, CrossLayerNetwork, copy_backbone
+from acla_nas.search_spaces import backbone as build_backbone
 
 Weights = str | Path | Mapping[str, Tensor]
 
@@ -51,9 +51,7 @@ def export(
                 f"the architecture is of the backbone {arch.space.get('backbone')!r}, which is not a "
                 "registered search space: give it to export(arch, backbone=...)"
             )
-        with backbone_only():
-            space = search_spaces.get(arch.space["name"])(**arch.space.get("options", {}))
-        module = space.network.backbone
+        module = build_backbone(arch.space["name"], arch.space.get("options", {}))
     else:
         module = backbone if isinstance(backbone, nn.Module) else backbone()
     modules = dict(module.named_modules())

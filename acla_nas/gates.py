@@ -119,7 +119,7 @@ class GumbelKeyGate(BaseSuperNetModule):
         """Return the (K,) 0/1 gates, or None where there is no choice."""
         if len(self.num_keys) == 1:
             return None
-        return self.choice() @ self.opened  # type: ignore[operator]
+        return self.choice() @ self.opened
 
     def choice(self) -> Tensor:
         """Return a one-hot sample over the choices, with a gradient; the likeliest one in evaluation."""

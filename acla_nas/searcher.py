@@ -66,11 +66,11 @@ def search(space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightni
     sample = module.export()
     arch = space.arch(sample)
     inserted = [sample[f"insert/{j}"] for j in space.network.paths]
-    table = strategy.cost.table(space.network.select(space.network.positions, sample["keys"]))  # type: ignore[attr-defined]
+    table = strategy.cost.table(space.network.select(space.network.positions, sample["keys"]))
     found = table.of(inserted)
     arch = arch.model_copy(
         update={
-            "cost": {strategy.cost.unit: found},  # type: ignore[attr-defined]
+            "cost": {strategy.cost.unit: found},
             "provenance": {**arch.provenance, "strategy": type(strategy).__name__},
         }
     )

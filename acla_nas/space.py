@@ -70,7 +70,7 @@ class CrossLayerSpace(ModelSpace):
         self.input_shape = tuple(input_shape)
         self.source: dict[str, Any] = {"backbone": type(module).__qualname__}
         self.insert_gates = nn.ModuleList(InsertGate(j) for j in self.network.paths)
-        own_default = next((module.num_keys for module in self.network.attention.values()), 1)
+        own_default = next((int(module.num_keys) for module in self.network.attention.values()), 1)  # type: ignore[arg-type]
         self.key_gate = KeyGate(choices or [own_default])
 
     @property

@@ -19,6 +19,7 @@ RUNS = Path("runs/sr_edsr")
 
 
 def main() -> int:
+    """Run everything; return the exit code."""
     port = free_port()
     run("nnictl", "create", "--config", EXPERIMENT, "--port", str(port))
     try:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from acla_nas.search_spaces.edsr import edsr
-from acla_nas.search_spaces.registry import get, names, register
+from acla_nas.search_spaces.registry import backbone, get, names, register
 
-__all__ = ["edsr", "get", "names", "register"]
+__all__ = ["backbone", "edsr", "get", "names", "register"]

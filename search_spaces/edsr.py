@@ -66,7 +66,7 @@ class EDSR(nn.Module):
         """Return the restored images."""
         x = self.head(self.sub_mean(x * self.image_range))
         x = x + self.body_end(self.body(x))
-        return self.add_mean(self.tail(x)) / self.image_range  # type: ignore[no-any-return]
+        return self.add_mean(self.tail(x)) / self.image_range
 
 
 class _Block(nn.Module):
@@ -78,7 +78,7 @@ class _Block(nn.Module):
         self.residual_scale = residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.residual_scale * self.layers(x)  # type: ignore[no-any-return]
+        return x + self.residual_scale * self.layers(x)
 
 
 class _MeanShift(nn.Conv2d):

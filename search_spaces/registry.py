@@ -7,7 +7,10 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from torch import nn
+
 from acla_nas.errors import AclaError, unknown_name
+from acla_nas.network import backbone_only
 
 if TYPE_CHECKING:
     from acla_nas.space import CrossLayerSpace
@@ -62,6 +65,22 @@ def get(name: str) -> Callable[..., CrossLayerSpace]:
     if name not in _REGISTRY:
         raise unknown_name("search space", name, _REGISTRY)
     return _REGISTRY[name]
+
+
+def backbone(name: str, options: dict[str, Any]) -> nn.Module:
+    """Return the bare backbone of a registered search space.
+
+    Raises:
+        AclaError: an unknown search space, or an option that it does not have.
+    """
+    make = get(name)
+    parameters = inspect.signature(make).parameters
+    for option in options:
+        if option not in parameters and option != "input_shape":
+            known = ", ".join(p for p, kind in parameters.items() if kind.kind is not kind.VAR_KEYWORD)
+            raise AclaError(f"search space {name!r} has no option {option!r}; it has {known}")
+    with backbone_only():
+        return make(**options).network.backbone
 
 
 def names() -> list[str]:

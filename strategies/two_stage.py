@@ -128,7 +128,7 @@ class TwoStageModule(BaseOneShotLightningModule):
     @property
     def insert_gates(self) -> list[GumbelInsertGate]:
         """The gates of the positions, in order."""
-        return list(self.model.insert_gates)  # type: ignore[arg-type]
+        return list(self.model.insert_gates)
 
     def on_train_epoch_start(self) -> None:
         """Set the temperature of the gates for this epoch."""
@@ -137,7 +137,7 @@ class TwoStageModule(BaseOneShotLightningModule):
         done = max(0, self.trainer.current_epoch - self.strategy.warmup_epochs) / steps
         self.temperature = start * (end / start) ** min(1.0, done)
         for gate in [*self.insert_gates, self.model.key_gate]:
-            gate.temperature = self.temperature  # type: ignore[assignment]
+            gate.temperature = self.temperature
         return super().on_train_epoch_start()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -152,7 +152,7 @@ class TwoStageModule(BaseOneShotLightningModule):
 
     def _step_alphas(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.architecture_optimizers()
-        log, self.training_module.log = self.training_module.log, _no_log  # type: ignore[method-assign]
+        log, self.training_module.log = self.training_module.log, _no_log
         self._set_differentiable(True)
         self.toggle_optimizer(optimizer)
         try:
@@ -166,7 +166,7 @@ class TwoStageModule(BaseOneShotLightningModule):
         finally:
             self.untoggle_optimizer(optimizer)
             self._set_differentiable(False)
-            self.training_module.log = log  # type: ignore[method-assign]
+            self.training_module.log = log
 
     def log_cost(self) -> Tensor:
         """Return log(expected cost + cheapest module), with its gradient in the alphas."""
@@ -175,7 +175,7 @@ class TwoStageModule(BaseOneShotLightningModule):
     def expected_cost(self) -> Tensor:
         """Return the cost expected over the gates, in the cost model's unit."""
         probabilities = torch.stack([gate.alpha for gate in self.insert_gates]).sigmoid()
-        of_keys = self.model.key_gate.alpha.softmax(0)  # type: ignore[union-attr, operator]
+        of_keys = self.model.key_gate.alpha.softmax(0)
         return sum((p * table(probabilities) for p, table in zip(of_keys, self.tables)), torch.zeros(()))
 
     def _log_state(self) -> None:
@@ -190,7 +190,7 @@ class TwoStageModule(BaseOneShotLightningModule):
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return the alphas."""
-        return [p for m in self.supernet_modules() for p in m.arch_parameters()]  # type: ignore[operator]
+        return [p for m in self.supernet_modules() for p in m.arch_parameters()]
 
     def configure_architecture_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam on the alphas."""

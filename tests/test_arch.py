@@ -29,7 +29,14 @@ def test_of_a_sample():
     assert arch.paths == {1: "body.0", 3: "body.2"}
     assert arch.attention == {"name": "acla", "num_keys": 4, "shared_mask": True}
     assert arch.space["name"] == "edsr"
-    assert arch.space["options"] == {"scale": 2, "num_blocks": 3, "num_channels": 8}
+    # Defaults too, so that the file means the same when they change.
+    assert arch.space["options"] == {
+        "scale": 2,
+        "num_blocks": 3,
+        "num_channels": 8,
+        "residual_scale": None,
+        "image_range": 255.0,
+    }
     assert arch.input_shape == (3, 48, 48)
     assert arch.provenance["acla_nas"]
 

@@ -57,6 +57,8 @@ class ACLA(Attention):
         torch.Size([1, 8, 6, 6])
     """
 
+    base: Tensor
+
     def __init__(
         self,
         channels: int,
@@ -116,7 +118,7 @@ class ACLA(Attention):
             cross_layer_gather(k.values, k.offsets, w)
             for k, w in zip(keys, weights.split([len(k.values) for k in keys], 1))
         ]
-        return self.out(sums[0] + sums[1] if off else sums[0])  # type: ignore[no-any-return]
+        return self.out(sums[0] + sums[1] if off else sums[0])
 
     def _keys(self, names: Sequence[str], query: Tensor, references: Mapping[str, Tensor]) -> _Keys:
         """Project the query and the references, once each, and gate the keys."""

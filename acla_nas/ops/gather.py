@@ -284,7 +284,7 @@ def sample_at(value: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         (B, C, K, H, W).
     """
-    batch, keys, _, height, width = offsets.shape
+    _, keys, _, height, width = offsets.shape
     dtype = torch.promote_types(offsets.dtype, torch.float32)
     delta = offsets.to(dtype)
     column = torch.arange(width, device=offsets.device, dtype=dtype).view(1, 1, 1, -1)

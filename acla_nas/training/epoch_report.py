@@ -1,4 +1,4 @@
-"""EpochReport: after every epoch, validation PSNR to the history, to metrics.csv, to NNI and to the screen."""
+"""EpochReport: the validation PSNR of every epoch, to metrics.csv, to NNI and to the screen."""
 
 from __future__ import annotations
 

@@ -59,10 +59,14 @@ def make_evaluator(
         if value < 1:
             raise AclaError(f"{name} must be at least 1, not {value}")
     validation_paths = list_images(validation, "validation")
-    length = steps_per_epoch * batch_size
-    patches = {"patch_size": patch_size, "length": length}
-    train_set = PatchDataset(task, list_images(train, "train"), seed=seed, **patches)
-    validation_set = PatchDataset(task, validation_paths, seed=seed + 1, **patches)
+
+    def patches(paths: Sequence[Path], seed: int) -> PatchDataset:
+        return PatchDataset(
+            task, paths, patch_size=patch_size, length=steps_per_epoch * batch_size, seed=seed
+        )
+
+    train_set = patches(list_images(train, "train"), seed)
+    validation_set = patches(validation_paths, seed + 1)
     run_dir = None if run_dir is None else Path(run_dir)
     report = EpochReport(
         task, validation_paths, csv_path=None if run_dir is None else run_dir / "metrics.csv", show=progress

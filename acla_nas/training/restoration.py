@@ -51,7 +51,7 @@ class RestorationModule(LightningModule):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Return the restored batch."""
-        return self.model(lq)  # type: ignore[no-any-return]
+        return self.model(lq)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of patches."""

@@ -1,0 +1,46 @@
+# All of the project's habits. Each target sets up what it needs: `make test` works on a fresh clone.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow lint format types wheel clean
+
+help:  ## Say what the targets are
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Create .venv and install the package with its development tools
+
+$(INSTALLED): setup.cfg constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'setuptools<81' torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## Search, derive, retrain, export and compare a small network, in minutes
+	PATH="$(abspath $(BIN)):$$PATH" python examples/demo.py
+
+test: $(INSTALLED)  ## The fast tests
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(INSTALLED)  ## The slow tests
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(INSTALLED)  ## Lint and check the format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## Format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)  ## Check the types
+	$(BIN)/mypy
+
+wheel: $(INSTALLED)  ## Build a wheel into dist/
+	$(BIN)/python -m build --no-isolation --wheel
+
+clean:  ## Remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info
