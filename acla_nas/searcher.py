@@ -66,7 +66,8 @@ def search(space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightni
     sample = module.export()
     arch = space.arch(sample)
     inserted = [sample[f"insert/{j}"] for j in space.network.paths]
-    table = strategy.cost.table(space.network.select(space.network.positions, sample["keys"]))
+    derived_keys = space.network.select(space.network.positions, sample["keys"])
+    table = strategy.cost.table(derived_keys, space.input_shape)
     found = table.of(inserted)
     arch = arch.model_copy(
         update={

@@ -145,7 +145,9 @@ class TwoStageModule(BaseOneShotLightningModule):
         if self.searching:
             self._step_alphas(batch["val"], batch_idx)
         loss = self.training_module.training_step(batch["train"], batch_idx)
-        self.advance_optimization(loss["loss"] if isinstance(loss, dict) else loss, batch_idx)
+        loss = loss["loss"] if isinstance(loss, dict) else loss
+        if loss.requires_grad:  # not so for a frozen backbone in which no module happens to be inserted
+            self.advance_optimization(loss, batch_idx)
         self.advance_lr_schedulers(batch_idx)
         if self.trainer.is_last_batch:
             self._log_state()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tests are small and run two at a time: more threads would only get in each other's way.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
