@@ -45,6 +45,7 @@ _MODULES = {
     "gates",
     "metrics",
     "ops",
+    "report",
     "search_spaces",
     "strategies",
     "tasks",

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import reprlib
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
-from acla_nas.errors import AclaError
+from acla_nas.errors import AclaError, unknown_name
 
 T = TypeVar("T")
 
+PathName = Annotated[str, AfterValidator(os.path.expanduser)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Named(BaseModel):
@@ -34,33 +38,64 @@ class Named(BaseModel):
 
 
 class Data(_Section):
-    """Images and patches; each source is a folder or "embedded"."""
+    """Images and patches; each source is a folder or "embedded".
 
-    train: str = "embedded"
-    validation: str = "embedded"
-    test: str = "embedded"
+    Attributes:
+        train: images to train on.
+        validation: images that the search's gates learn on, and that are scored after every epoch.
+        test: images that `acla-nas train` and `eval` score.
+        fold: where not None, cross-validation: 1 .. folds, which part of the training images takes the
+            place of the validation images, and is not trained on.
+        folds: how many parts.
+        patch_size: side of the degraded patch, in pixels.
+        batch_size: patches per batch.
+        workers: processes that load data, beside the trainer's own.
+    """
+
+    train: PathName = "embedded"
+    validation: PathName = "embedded"
+    test: PathName = "embedded"
+    fold: int | None = Field(None, ge=1)
+    folds: int = Field(5, ge=2)
     patch_size: int = Field(48, ge=1)
     batch_size: int = Field(16, ge=1)
     workers: int = Field(0, ge=0)
 
 
-class Recipe(_Section):
-    """How weights are trained."""
+class SearchRecipe(_Section):
+    """How weights are trained while searching; the strategy says for how many epochs."""
 
-    epochs: int = Field(1, ge=1)
     steps_per_epoch: int = Field(1000, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
-    loss: Literal["l1", "mse"] = "l1"
+    loss: Literal["l1", "mse"] = "mse"
     schedule: Literal["cosine", "halve"] = "cosine"
     halve_every: int = Field(200, ge=1)
     gradient_clip: float = Field(0.0, ge=0)
 
 
-class SearchRecipe(Recipe):
-    """The recipe while searching, where the strategy brings the epochs."""
+class TrainRecipe(SearchRecipe):
+    """How a network is trained."""
 
-    epochs: Literal[None] = None  # type: ignore[assignment]
-    loss: Literal["l1", "mse"] = "mse"
+    epochs: int = Field(1, ge=1)
+    loss: Literal["l1", "mse"] = "l1"
+
+
+class Compare(_Section):
+    """What ``acla-nas bench compare`` compares.
+
+    Attributes:
+        variants: see :mod:`acla_nas.bench.compare`; the name of any attention inserts it evenly.
+        seeds: of the repetitions; each stands for ``seed``.
+        tests: folders of test images; ``data.test`` where empty.
+        num_modules: of the variants whose modules are inserted evenly.
+        options: attention -> its options, for all variants that insert it.
+    """
+
+    variants: list[str] = ["bare", "nl", "cla", "cla-i", "cla-k", "acla", "acla-random"]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
+    tests: list[PathName] = []
+    num_modules: int = Field(3, ge=1)
+    options: dict[str, dict[str, Any]] = {}
 
 
 class Config(_Section):
@@ -73,6 +108,7 @@ class Config(_Section):
         data: images and patches.
         search: the recipe while searching.
         train: the recipe for retraining.
+        compare: what a comparison of many trainings consists of.
         arch: the architecture that ``acla-nas train`` trains: an arch.json, or "bare".
         models: run folders that ``acla-nas eval`` scores.
         seed: of everything random.
@@ -85,18 +121,27 @@ class Config(_Section):
     strategy: Named = Named(name="two_stage")
     data: Data = Data()
     search: SearchRecipe = SearchRecipe()
-    train: Recipe = Recipe()
-    arch: str = "bare"
-    models: list[str] = Field(default_factory=list)
-    seed: int = Field(0, ge=0)
+    train: TrainRecipe = TrainRecipe()
+    compare: Compare = Compare()
+    arch: PathName = "bare"
+    models: list[PathName] = Field(default_factory=list)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    run: str = "runs/run"
+    run: PathName = "runs/run"
 
     def save(self, folder: str | Path) -> Path:
-        """Write the resolved configuration as config.yml into a folder and return its path."""
+        """Write the resolved configuration as config.yml into a folder, made if missing; return its path.
+
+        Raises:
+            AclaError: the folder cannot be made or written to.
+        """
         path = Path(folder, "config.yml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise AclaError(f"cannot write into run folder {folder}: {reason}; set run=DIR") from None
         return path
 
 
@@ -111,20 +156,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise AclaError(f"cannot read config {path}: {error.strerror}; give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AclaError(f"config {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise AclaError(f"config {path} is not plain YAML: {error}; mend it there") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise AclaError(f"config {path} must be a mapping of keys, not {type(content).__name__}")
+        raise AclaError(
+            f"config {path} is a {type(content).__name__}, not a mapping: write keys such as seed: 0"
+        )
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise AclaError(f"override {override!r} must be KEY=VALUE, such as data.train=DIR")
         try:
             set_key(content, key, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise AclaError(f"the value of override {override!r} is not YAML") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            if isinstance(error, AclaError):
+                raise
+            raise AclaError(f"the value of override {override!r} is not YAML; put it in quotes") from None
     return parse_config(content, str(path))
 
 
@@ -139,67 +188,126 @@ def set_key(content: dict[str, Any], key: str, value: Any) -> None:
     """
     *parents, last = key.split(".")
     for parent in parents:
-        content = content.setdefault(parent, {})
+        if content.get(parent) is None:
+            content[parent] = {}
+        content = content[parent]
         if not isinstance(content, dict):
-            raise AclaError(f"cannot set {key!r}: {parent!r} is a value, not a section")
+            raise AclaError(f"cannot set {key!r}: {parent!r} is a value, not a section of keys")
     content[last] = value
 
 
 def parse_config(content: dict[str, Any], source: str) -> Config:
-    """Validate a configuration given as nested mappings."""
+    """Validate a configuration given as nested mappings.
+
+    Raises:
+        AclaError: a key is unknown, or a value does not fit.
+    """
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise AclaError(f"config {source}: {_explain(error, Config)}") from None
+        first = error.errors()[0]
+        *parents, last = map(str, first["loc"])
+        if first["type"] != "extra_forbidden":
+            raise AclaError(f"config {source}: {_explain('.'.join([*parents, last]), first)}") from None
+        section: Any = Config
+        for parent in parents:
+            section = section.model_fields[parent].annotation
+        raise _unknown_key(".".join(parents), last, section.model_fields) from None
 
 
-def build(kind: str, make: Callable[..., T], options: dict[str, Any]) -> T:
+def build(
+    kind: str,
+    make: Callable[..., T],
+    options: dict[str, Any],
+    *,
+    passes_on: Sequence[Callable[..., Any]] = (),
+    reserved: Collection[str] = (),
+) -> T:
     """Call what a section of the configuration names, with its options checked by name and by type.
+
+    Args:
+        kind: the section.
+        make: what is called.
+        options: its keyword arguments.
+        passes_on: whom `make` passes its ``**options`` on to, and that one its own, and so on.
+        reserved: arguments that are not the user's to give.
 
     Raises:
         AclaError: an option is unknown, with the nearest known one, or of the wrong type.
     """
-    parameters = inspect.signature(make).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    fields: dict[str, Any] = {}
+    for taker in (make, *passes_on):
+        fields = {**_argument_fields(taker), **fields}
+        if not _takes_any(taker):
+            break
+    known = {name: field for name, field in fields.items() if name not in reserved}
     for option in options:
-        if option not in parameters and not takes_any:
-            raise AclaError(f"{kind}.{option} is not known; {_nearest(option, parameters)}")
+        if option not in known:
+            raise _unknown_key(kind, option, known)
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=())
+    # An option may have the name of one of pydantic's own methods.
+    aliased = {f"option_{i}": (known[o][0], Field(alias=o)) for i, o in enumerate(options)}
     try:
-        checked = _options_model(make)(**options)
+        checked = create_model("Options", __config__=config, **aliased)(**options)  # type: ignore[call-overload]
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise AclaError(f"{kind}.{name}: {first['msg']}, not {first['input']!r}") from None
-    return make(**{name: getattr(checked, name) for name in options})
+        first, option = error.errors()[0], str(error.errors()[0]["loc"][0])
+        no_member_fits = sum(e["loc"][0] == option for e in error.errors()) > 1
+        if no_member_fits or first["type"] == "tuple_type":
+            raise AclaError(
+                f"{kind}.{option} must be {known[option][1]}, not {_short(options[option])}"
+            ) from None
+        raise AclaError(_explain(".".join([kind, *map(str, first["loc"])]), first)) from None
+    try:
+        return make(**{option: getattr(checked, name) for name, option in zip(aliased, options)})
+    except AclaError as error:
+        raise AclaError(f"{kind}: {error}") from None
 
 
-def _options_model(make: Callable[..., Any]) -> type[BaseModel]:
-    """Return the schema of a callable's arguments, from its annotations."""
-    function = inspect.unwrap(make.__init__ if inspect.isclass(make) else make)
-    annotations = {name: a for name, a in function.__annotations__.items() if name != "return"}
-    holder = type("Options", (), {"__annotations__": annotations})
-    hints = get_type_hints(holder, globalns=function.__globals__)
-    fields = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
-        for name, p in inspect.signature(make).parameters.items()
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    }
-    config = ConfigDict(extra="allow", arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model("Options", __config__=config, **fields)  # type: ignore[call-overload]
+def _function(make: Callable[..., Any]) -> Any:
+    """Return the function that has the arguments of a class or function."""
+    return inspect.unwrap(make.__init__ if inspect.isclass(make) else make)
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        section: Any = model
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        return f"key {key!r} is not known; {_nearest(str(first['loc'][-1]), section.model_fields)}"
-    return f"{key}: {first['msg']}, not {first['input']!r}"
+def _argument_fields(make: Callable[..., Any]) -> dict[str, tuple[Any, str]]:
+    """Return the annotated type of each named argument of a callable, as an object and as text."""
+    function = _function(make)
+    annotations = getattr(function, "__annotations__", {})
+    fields = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name != "self":
+            annotation = annotations.get(name, Any)
+            holder = type("Argument", (), {"__annotations__": {name: annotation}})
+            try:
+                hint = get_type_hints(holder, globalns=getattr(function, "__globals__", {}))[name]
+            except NameError:  # imported for type checkers only
+                hint = Any
+            fields[name] = hint, getattr(annotation, "__name__", str(annotation))
+    return fields
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Known: {', '.join(sorted(known))}"
+def _takes_any(make: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(_function(make)).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _unknown_key(section: str, key: str, known: Collection[str]) -> AclaError:
+    return unknown_name("key", key, known, prefix=f"{section}." if section else "")
+
+
+def _explain(key: str, error: ErrorDetails) -> str:
+    """Say in one line what is wrong with the value of a key, and what it should be."""
+    if error["type"] == "missing":
+        return f"{key} is missing: set it"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return f"{key} must be a section of keys, not {_short(error['input'])}"
+    if error["type"] == "list_type":
+        return f"{key} must be a list, such as [A, B], not {_short(error['input'])}"
+    quoted = "; put it in quotes" if error["type"] == "string_type" and error["input"] is not None else ""
+    message = error["msg"].replace("Input should", "must").partition(", unable")[0].partition(", got")[0]
+    return f"{key} {message[0].lower()}{message[1:]}, not {_short(error['input'])}{quoted}"
+
+
+def _short(value: Any) -> str:
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 80
+    return brief.repr(value)

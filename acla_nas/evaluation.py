@@ -95,7 +95,7 @@ def evaluate(
     """
     dataset = PairDataset(task, paths)
     rows = []
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         if model is not None:
             model.to(device)
         for index, name in enumerate(dataset.names):
@@ -128,7 +128,7 @@ def _restore(model: nn.Module, lq: np.ndarray, hq: np.ndarray, device: str | tor
 
 
 @contextmanager
-def _evaluating(model: nn.Module | None) -> Iterator[None]:
+def evaluating(model: nn.Module | None) -> Iterator[None]:
     """Put the model in evaluation mode; afterwards each module, as some may be frozen, in the mode it had."""
     modes = [(module, module.training) for module in model.modules()] if model is not None else []
     try:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from acla_nas import attention as attentions
 from acla_nas import search_spaces, strategies, tasks
 from acla_nas.arch import Arch
 from acla_nas.config import Config, build
-from acla_nas.data import list_images
+from acla_nas.data import list_images, load_image
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import Evaluation, evaluate
 from acla_nas.exporter import export, save_program
@@ -25,7 +26,10 @@ from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+# Arguments of a space and of its attention modules that the one gives to the other.
+_INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
 
 
 def run_search(config: Config) -> SearchResult:
@@ -35,11 +39,11 @@ def run_search(config: Config) -> SearchResult:
     """
     folder = Path(config.run)
     device = choose_device(config)
+    _seed(config)
     task, space = make_task(config), make_space(config)
     strategy = build("strategy", strategies.get(config.strategy.name), config.strategy.options)
-    _seed(config)
-    evaluator = _evaluator(config, task, folder, config.search.model_dump(exclude={"epochs"}))
     config.save(folder)
+    evaluator = _evaluator(config, task, folder, config.search.model_dump())
     print(f"searching {len(space.positions)} positions of {config.space.name} on {device}", flush=True)
     result = search(space, strategy, evaluator)
     result.save(folder)
@@ -68,13 +72,16 @@ def run_training(config: Config) -> Evaluation:
         arch = space.arch({"keys": space.key_gate.num_keys[0]})
     else:
         arch = Arch.load(config.arch)
+    if (folder / "summary.json").exists():
+        raise AclaError(f"run folder {folder} holds a search, which training would overwrite; set run=DIR")
     paths = list_images(config.data.test, "test")
+    for path in paths:
+        load_image(path)  # now, not after the training
     _seed(config)
     network = export(arch)
-    check_scale(network, task, arch)
-    recipe = config.train.model_dump()
-    evaluator = _evaluator(config, task, folder, recipe)
+    check_scale(network, task, config.arch)
     config.save(folder)
+    evaluator = _evaluator(config, task, folder, config.train.model_dump())
     count = sum(p.numel() for p in network.parameters())
     inserted = ", ".join(map(str, arch.positions)) or "none"
     print(f"training {count:,} parameters, attention at positions: {inserted}, on {device}", flush=True)
@@ -101,7 +108,9 @@ def run_export(config: Config) -> Iterator[Path]:
     if not config.models:
         raise AclaError("nothing to export: give models=[RUN_FOLDER]")
     for folder in config.models:
-        yield save_program(load_model(folder), Path(folder, "model.pt2"))
+        network = load_model(folder)
+        channels = Arch.load(Path(folder, "arch.json")).input_shape[0]
+        yield save_program(network, Path(folder, "model.pt2"), channels=channels)
 
 
 def save_model(network: nn.Module, arch: Arch, folder: str | Path) -> None:
@@ -121,6 +130,9 @@ def load_model(folder: str | Path) -> nn.Module:
         AclaError: the folder has no arch.json or weights.safetensors, or they do not fit.
     """
     folder = Path(folder)
+    for name in ("arch.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise AclaError(f"model {folder} has no {name}; give the run folder of a search or a training")
     return export(folder / "arch.json", weights=folder / "weights.safetensors")
 
 
@@ -130,25 +142,41 @@ def make_task(config: Config) -> Task:
 
 
 def make_space(config: Config) -> CrossLayerSpace:
-    """Return the search space of a configuration; it takes its scale from the task unless it says."""
+    """Return the search space of a configuration; it takes its scale and channels from the task."""
     make = search_spaces.get(config.space.name)
     options = config.space.options
-    if "scale" in inspect.signature(make).parameters:
-        scale = make_task(config).scale
-        if options.setdefault("scale", scale) != scale:
+    attention = attentions.get(str(options.get("attention", "acla")))
+    task, parameters = make_task(config), inspect.signature(make).parameters
+    for option in ("scale", "in_channels", "out_channels"):
+        needed = getattr(task, option)
+        if option in parameters and options.setdefault(option, needed) != needed:
             raise AclaError(
-                f"space.scale is {options['scale']}, but task.scale is {scale}: leave space.scale out"
+                f"space.{option} is {options[option]}, but task.{option} is {needed}: "
+                f"leave space.{option} out"
             )
-    return build("space", make, options)
+    passes_on: list[Callable[..., Any]] = [CrossLayerSpace.plain_init, attention]
+    return build("space", make, options, passes_on=passes_on, reserved=_INTERNAL)
 
 
 def check_scale(network: nn.Module, task: Task, name: Any) -> None:
-    """Raise AclaError where a network's output has not the task's size."""
+    """Raise AclaError where a network does not take the task's images, or its output has not their shape."""
     size = 24
     was_training = network.training
-    with torch.no_grad():
-        output = network.eval()(torch.zeros(1, task.in_channels, size, size))
-    network.train(was_training)
+    try:
+        with torch.no_grad():
+            output = network.eval()(torch.zeros(1, task.in_channels, size, size))
+    except RuntimeError as error:
+        raise AclaError(
+            f"the network {name} does not take the task's images, of {task.in_channels} channels "
+            f"({str(error).splitlines()[0]}): set task.name to what it is for"
+        ) from None
+    finally:
+        network.train(was_training)
+    if output.shape[1] != task.out_channels:
+        raise AclaError(
+            f"the network {name} returns images of {output.shape[1]} channels, the task has "
+            f"{task.out_channels}: set task.name to what it is for"
+        )
     if tuple(output.shape[1:]) != (task.out_channels, size * task.scale, size * task.scale):
         raise AclaError(
             f"the network {name} turns {size}x{size} pixels into {tuple(output.shape[2:])}, "
@@ -169,6 +197,8 @@ def _evaluator(config: Config, task: Task, folder: Path, recipe: dict[str, Any])
         task,
         train=config.data.train,
         validation=config.data.validation,
+        fold=config.data.fold,
+        folds=config.data.folds,
         patch_size=config.data.patch_size,
         batch_size=config.data.batch_size,
         workers=config.data.workers,

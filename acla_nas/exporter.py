@@ -74,6 +74,14 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
         AclaError: the file cannot be read, a weight is missing, or has another shape.
     """
     state = read_weights(weights)
+    try:
+        _load_state(network, state)
+    except AclaError as error:
+        source = "" if isinstance(weights, Mapping) else f"{weights}: "
+        raise AclaError(f"{source}{error}; give those saved with the architecture") from None
+
+
+def _load_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     of_supernet = any(name.startswith("network.") for name in state)
     prefix = "network." if of_supernet else ""
     chosen = {}

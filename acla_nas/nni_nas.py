@@ -38,4 +38,5 @@ __all__ = [
 warnings.filterwarnings("ignore", message=r".*`isinstance\(treespec, LeafSpec\)` is deprecated")
 warnings.filterwarnings("ignore", message=r".*does not have many workers which may be a bottleneck")
 logging.getLogger("nni.nas.evaluator.pytorch.lightning").setLevel(logging.ERROR)
+logging.getLogger("nni.nas.strategy.base").setLevel(logging.CRITICAL)  # what is raised says more
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

@@ -22,7 +22,7 @@ class CrossLayerSpace(ModelSpace):
     Args:
         backbone: a network, or a callable that returns one; it is not edited.
         positions: module paths, or a glob such as "body.*"; in the order in which they are run.
-        attention: the name of what is inserted: "acla", "cla", ..
+        attention: the name of what is inserted: "acla", "cla", "nl", ..; "acla+se" is SE after ACLA.
         num_keys: K, or several K to choose from; the attention's own default where None (ACLA 16,
             CLA 8).
         input_shape: (C, H, W) of an input the backbone takes, to learn the features' sizes.
@@ -55,8 +55,10 @@ class CrossLayerSpace(ModelSpace):
         super().__init__()
         module = backbone if isinstance(backbone, nn.Module) else backbone()
         choices = None if num_keys is None else [num_keys] if isinstance(num_keys, int) else list(num_keys)
-        if choices is not None and min(choices, default=0) < 1:
-            raise AclaError(f"num_keys must be at least 1, or several such to choose from, not {num_keys}")
+        if choices is not None and (min(choices, default=0) < 1 or len(set(choices)) < len(choices)):
+            raise AclaError(
+                f"num_keys must be at least 1, or several different such to choose from, not {num_keys}"
+            )
         paths = dict(enumerate(find_positions(module, positions), start=1))
         self.network = CrossLayerNetwork.dense(
             module,
@@ -72,6 +74,8 @@ class CrossLayerSpace(ModelSpace):
         self.insert_gates = nn.ModuleList(InsertGate(j) for j in self.network.paths)
         own_default = next((int(module.num_keys) for module in self.network.attention.values()), 1)  # type: ignore[arg-type]
         self.key_gate = KeyGate(choices or [own_default])
+
+    plain_init = __init__  # NNI puts one in its place that does not tell its arguments
 
     @property
     def positions(self) -> tuple[str, ...]:

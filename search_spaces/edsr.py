@@ -4,34 +4,38 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 import acla_nas
 from acla_nas.errors import AclaError
+from acla_nas.search_spaces.layers import MeanShift, conv, upsampler
 from acla_nas.search_spaces.registry import register
 
 if TYPE_CHECKING:
     from acla_nas.space import CrossLayerSpace
 
-_MEAN_RGB = (0.4488, 0.4371, 0.4040)  # of DIV2K
-
 
 class EDSR(nn.Module):
-    """EDSR as published: residual blocks without batch normalisation, then sub-pixel upsampling.
+    """EDSR: residual blocks without batch normalisation; as published, then sub-pixel upsampling.
+
+    At scale 1, for denoising and other tasks that keep the size, nothing is upsampled, and the network's
+    input is added to its output (where both have as many channels), as in RNAN, so that it learns what is
+    wrong with the image. The mean colour is shifted neither there nor where there are not 3 channels.
 
     Args:
-        scale: output pixels per input pixel: 2, 3 or 4.
+        scale: output pixels per input pixel: 1, 2, 3 or 4.
         num_blocks: residual blocks, each a position ``body.<i>``.
         num_channels: of the features.
         residual_scale: factor on each block's branch; where None 0.1 from 256 channels on, else 1.
         image_range: the network computes on values 0 .. image_range; its input and output are 0 .. 1.
+        in_channels: of the input: 3 for RGB, 1 for grey or luma.
+        out_channels: of the output.
 
     Shape:
-        (B, 3, H, W) in 0 .. 1 -> (B, 3, scale H, scale W).
+        (B, in_channels, H, W) in 0 .. 1 -> (B, out_channels, scale H, scale W).
 
     Raises:
-        AclaError: a scale that is not 2, 3 or 4, or no blocks or channels.
+        AclaError: a scale that is not 1, 2, 3 or 4, or no blocks or channels.
 
     Example:
         >>> network = EDSR(scale=2, num_blocks=1, num_channels=8)
@@ -46,27 +50,37 @@ class EDSR(nn.Module):
         num_channels: int = 256,
         residual_scale: float | None = None,
         image_range: float = 255.0,
+        in_channels: int = 3,
+        out_channels: int = 3,
     ) -> None:
         super().__init__()
-        if scale not in (2, 3, 4):
-            raise AclaError(f"scale {scale} is not one of EDSR's: use 2, 3 or 4")
-        if num_blocks < 1 or num_channels < 1:
-            raise AclaError(f"num_blocks {num_blocks} and num_channels {num_channels} must be at least 1")
+        if scale not in (1, 2, 3, 4):
+            raise AclaError(f"scale {scale} is not one of EDSR's: use 1, 2, 3 or 4")
+        for name, number in (
+            ("num_blocks", num_blocks),
+            ("num_channels", num_channels),
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+        ):
+            if number < 1:
+                raise AclaError(f"{name} {number} must be at least 1")
         if residual_scale is None:
             residual_scale = 0.1 if num_channels >= 256 else 1.0
         self.image_range = image_range
-        self.sub_mean = _MeanShift(-image_range)
-        self.add_mean = _MeanShift(image_range)
-        self.head = _conv(3, num_channels)
+        self.adds_input = scale == 1 and in_channels == out_channels
+        self.sub_mean = MeanShift(-image_range) if scale > 1 and in_channels == 3 else nn.Identity()
+        self.add_mean = MeanShift(image_range) if scale > 1 and out_channels == 3 else nn.Identity()
+        self.head = conv(in_channels, num_channels)
         self.body = nn.Sequential(*(_Block(num_channels, residual_scale) for _ in range(num_blocks)))
-        self.body_end = _conv(num_channels, num_channels)
-        self.tail = nn.Sequential(*_upsampler(scale, num_channels), _conv(num_channels, 3))
+        self.body_end = conv(num_channels, num_channels)
+        self.tail = nn.Sequential(*upsampler(scale, num_channels), conv(num_channels, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the restored images."""
-        x = self.head(self.sub_mean(x * self.image_range))
-        x = x + self.body_end(self.body(x))
-        return self.add_mean(self.tail(x)) / self.image_range
+        features = self.head(self.sub_mean(x * self.image_range))
+        features = features + self.body_end(self.body(features))
+        restored = self.add_mean(self.tail(features)) / self.image_range
+        return x + restored if self.adds_input else restored
 
 
 class _Block(nn.Module):
@@ -74,31 +88,11 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int, residual_scale: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(_conv(channels, channels), nn.ReLU(), _conv(channels, channels))
+        self.layers = nn.Sequential(conv(channels, channels), nn.ReLU(), conv(channels, channels))
         self.residual_scale = residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.residual_scale * self.layers(x)
-
-
-class _MeanShift(nn.Conv2d):
-    """Adds the mean colour of DIV2K, scaled; a fixed convolution, as in the published network."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__(3, 3, 1)
-        with torch.no_grad():
-            self.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
-            self.bias.copy_(factor * torch.tensor(_MEAN_RGB))  # type: ignore[union-attr]
-        self.requires_grad_(False)
-
-
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _upsampler(scale: int, channels: int) -> list[nn.Module]:
-    steps = [2, 2] if scale == 4 else [scale]
-    return [layer for s in steps for layer in (_conv(channels, channels * s * s), nn.PixelShuffle(s))]
 
 
 @register
@@ -108,16 +102,20 @@ def edsr(
     num_channels: int = 256,
     residual_scale: float | None = None,
     image_range: float = 255.0,
+    in_channels: int = 3,
+    out_channels: int = 3,
     **attention: Any,
 ) -> CrossLayerSpace:
     """Return the search space of EDSR: a position after each residual block.
 
     Args:
-        scale: output pixels per input pixel: 2, 3 or 4.
-        num_blocks: residual blocks, 32 in the paper's super-resolution.
+        scale: output pixels per input pixel: 2, 3 or 4; 1 for tasks that keep the size, such as denoising.
+        num_blocks: residual blocks, 32 in the paper's super-resolution, 16 in its other tasks.
         num_channels: of the features, 256 in the paper's super-resolution.
         residual_scale: factor on each block's branch; where None 0.1 from 256 channels on, else 1.
         image_range: the network computes on values 0 .. image_range.
+        in_channels: of the input: 3 for RGB, 1 for grey or luma.
+        out_channels: of the output.
         attention: options of :class:`acla_nas.CrossLayerSpace`: attention, num_keys, ...
 
     Example:
@@ -125,6 +123,9 @@ def edsr(
         >>> space.positions
         ('body.0', 'body.1', 'body.2')
     """
+    attention.setdefault("input_shape", (in_channels, 48, 48))
     return acla_nas.CrossLayerSpace(
-        lambda: EDSR(scale, num_blocks, num_channels, residual_scale, image_range), "body.*", **attention
+        lambda: EDSR(scale, num_blocks, num_channels, residual_scale, image_range, in_channels, out_channels),
+        "body.*",
+        **attention,
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from acla_nas.data import imresize, save_image
 
 # Tests are small and run two at a time: more threads would only get in each other's way.
 torch.set_num_threads(1)
@@ -17,4 +20,15 @@ def shared_data() -> Path:
     folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three small images, a.png to c.png; not to be changed."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        coarse = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
+        save_image(imresize(coarse, 8), folder / f"{name}.png")
     return folder

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acla_nas.attention.attention import Attention, Feature
+from acla_nas.attention.attention import Attention, Feature, projection
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
 from acla_nas.ops import cross_layer_gather
@@ -91,7 +90,7 @@ class ACLA(Attention):
                 for name, c in reference_channels.items()
             }
         )
-        self.out = _projection(channels, channels, zero=True)
+        self.out = projection(channels, channels, zero=True)
         self.register_buffer("base", key_rings(num_keys), persistent=False)
 
     def forward(
@@ -102,6 +101,29 @@ class ACLA(Attention):
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Attention.forward`."""
+        keys = self._weigh(query, references, reference_gates, key_gates)
+        sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
+        return self.out(sums[0] + sums[1] if len(sums) > 1 else sums[0])
+
+    def keys(self, query: Tensor, references: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which keys the module reads for every query pixel, for those who want to look at them.
+
+        Returns:
+            offsets: (B, R, K, 2, H, W), (dx, dy) in pixels of the query's grid.
+            weights: (B, R, K, H, W), m exp(a) / C: 0 where the gate is closed.
+            gates: (B, R, K, H, W), m; all 1 where the keys are not adaptive.
+        """
+        [(keys, weights)] = self._weigh(query, references)
+        return keys.offsets, weights, torch.ones_like(weights) if keys.gates is None else keys.gates
+
+    def _weigh(
+        self,
+        query: Tensor,
+        references: Mapping[str, Tensor],
+        reference_gates: Mapping[str, Tensor] | None = None,
+        key_gates: Tensor | None = None,
+    ) -> list[tuple[_Keys, Tensor]]:
+        """Return the keys with their weights (B, R, K, H, W): of the references that are on, then off."""
         gates = reference_gates or {}
         # A reference gated off counts for nothing but the gradient of its gate: its own is zero.
         off = [name for name in references if name in gates and not gates[name].detach()]
@@ -114,11 +136,7 @@ class ACLA(Attention):
         logits = torch.cat([k.logits for k in keys], 1)
         masks = torch.cat([k.gates for k in keys if k.gates is not None], 1) if self.adaptive else None
         weights = self._softmax(logits, masks, _stack_gates([*on, *off], gates), key_gates)
-        sums = [
-            cross_layer_gather(k.values, k.offsets, w)
-            for k, w in zip(keys, weights.split([len(k.values) for k in keys], 1))
-        ]
-        return self.out(sums[0] + sums[1] if off else sums[0])
+        return list(zip(keys, weights.split([len(k.values) for k in keys], 1)))
 
     def _keys(self, names: Sequence[str], query: Tensor, references: Mapping[str, Tensor]) -> _Keys:
         """Project the query and the references, once each, and gate the keys."""
@@ -168,13 +186,7 @@ class ACLA(Attention):
 
     def select(self, references: Sequence[str], num_keys: int) -> ACLA:
         """See :meth:`Attention.select`."""
-        if num_keys > self.num_keys:
-            raise AclaError(f"num_keys {num_keys} is more than the {self.num_keys} of the search space")
-        chosen = copy.copy(self)
-        chosen._modules = dict(self._modules)
-        chosen._parameters, chosen._buffers = dict(self._parameters), dict(self._buffers)
-        chosen.references = nn.ModuleDict({name: self.references[name] for name in references})
-        chosen = copy.deepcopy(chosen)
+        chosen = cast(ACLA, super().select(references, num_keys))
         if num_keys < self.num_keys:
             for layer in chosen.references.values():
                 layer.keep_keys(num_keys)  # type: ignore[operator]
@@ -213,10 +225,10 @@ class _Reference(nn.Module):
 
     def __init__(self, channels: int, reference_channels: int, num_keys: int, num_masks: int) -> None:
         super().__init__()
-        self.offset = _projection(channels, 2 * num_keys, zero=True)
-        self.logit = _projection(channels, num_keys, zero=True)
-        self.mask = _projection(reference_channels, num_masks) if num_masks else None
-        self.value = _projection(reference_channels, channels)
+        self.offset = projection(channels, 2 * num_keys, zero=True)
+        self.logit = projection(channels, num_keys, zero=True)
+        self.mask = projection(reference_channels, num_masks) if num_masks else None
+        self.value = projection(reference_channels, channels)
 
     def project(self, feature: Tensor) -> Tensor:
         """Return G x, and M x behind it where there is a mask, from one convolution."""
@@ -230,13 +242,6 @@ class _Reference(nn.Module):
         _keep_outputs(self.logit, num_keys)
         if self.mask is not None and self.mask.out_channels > 1:
             _keep_outputs(self.mask, num_keys)
-
-
-def _projection(inputs: int, outputs: int, zero: bool = False) -> nn.Conv2d:
-    projection = nn.Conv2d(inputs, outputs, 1, bias=False)
-    if zero:
-        nn.init.zeros_(projection.weight)
-    return projection
 
 
 def _keep_outputs(projection: nn.Conv2d, outputs: int) -> None:
@@ -270,11 +275,25 @@ def key_rings(num_keys: int) -> Tensor:
     return torch.tensor(places)
 
 
-def cla(channels: int, num_keys: int = 8, num_references: int = 1, **options: object) -> ACLA:
+def cla(
+    channels: int,
+    num_keys: int = 8,
+    num_references: int = 1,
+    *,
+    reference_channels: Mapping[str, int] | None = None,
+    softmax: str = "joint",
+) -> ACLA:
     """Cross-layer attention: :class:`ACLA` with every key counted, K = 8.
 
     Example:
         >>> cla(16).num_keys
         8
     """
-    return ACLA(channels, num_keys, num_references, **{**options, "adaptive": False})  # type: ignore[arg-type]
+    return ACLA(
+        channels,
+        num_keys,
+        num_references,
+        reference_channels=reference_channels,
+        adaptive=False,
+        softmax=softmax,
+    )

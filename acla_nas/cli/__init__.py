@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 
 import click
@@ -11,19 +13,40 @@ from acla_nas._version import __version__
 
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and exit code 2."""
-    from acla_nas.errors import AclaError
+    from acla_nas.errors import AclaError, AclaWarning
 
-    try:
-        cli(standalone_mode=False)
-    except AclaError as error:
-        click.echo(f"acla-nas: error: {error}", err=True)
-        raise SystemExit(2) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(2) from None
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("acla-nas: interrupted", err=True)
-        raise SystemExit(130) from None
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # of libraries, which the user cannot mend
+        warnings.simplefilter("always", AclaWarning)
+        warnings.showwarning = _show_warning
+        try:
+            cli(standalone_mode=False)
+        except AclaError as error:
+            _say("error", error)
+            raise SystemExit(2) from None
+        except click.ClickException as error:
+            error.show()
+            raise SystemExit(2) from None
+        except (click.Abort, KeyboardInterrupt):
+            raise _interrupted() from None
+        except SystemExit as error:  # Lightning turns an interrupt into an exit
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise _interrupted() from None
+            raise
+
+
+def _say(kind: str, what: object) -> None:
+    click.echo(f"acla-nas: {kind}: {' '.join(str(what).split())}", err=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _say("warning", message)
+
+
+def _interrupted() -> SystemExit:
+    click.echo("acla-nas: interrupted", err=True)
+    return SystemExit(130)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,9 +65,13 @@ def cli() -> None:
 
 def _command(function: Callable[..., None]) -> click.Command:
     """Turn a function of (config path, overrides) into a command; its docstring is the help."""
+    return cli.command(name=function.__name__.rstrip("_"))(_takes_config(function))
+
+
+def _takes_config(function: Callable[..., None]) -> Callable[..., None]:
     overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
     config = click.argument("config", metavar="CONFIG")
-    return cli.command(name=function.__name__.rstrip("_"))(config(overrides(function)))
+    return config(overrides(function))
 
 
 @_command
@@ -97,3 +124,67 @@ def export(config: str, overrides: tuple[str, ...]) -> None:
     from acla_nas.cli.export import run
 
     run(config, overrides)
+
+
+@cli.group()
+def bench() -> None:
+    """Compare: with the paper's tables, and variants of attention with one another."""
+
+
+@bench.command()
+@click.argument("number", type=int)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Of table 12.")
+@click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Of table 12.")
+def table(number: int, as_json: bool, device: str, runs: int) -> None:
+    """Regenerate a table of the paper's beside its figures.
+
+    Tables 4, 5, 6, 7, 8 and 11 give parameters and multiply-accumulates, at once; table 12 measures
+    inference times here.
+
+    \b
+      acla-nas bench table 4
+      acla-nas bench table 12 --runs 21
+    """
+    from acla_nas.cli.bench import run_table
+
+    run_table(number, as_json, device, runs)
+
+
+@bench.command()
+@_takes_config
+def compare(config: str, overrides: tuple[str, ...]) -> None:
+    """Train variants of attention alike, over several seeds, and write the table of their scores.
+
+    
+      acla-nas bench compare examples/compare_sr.yml
+      acla-nas bench compare examples/compare_sr.yml 'compare.tests=[Set5]' 'compare.seeds=[0]'
+
+    Given again it goes on where it was stopped: finished runs are not run again.
+    """
+    from acla_nas.cli.bench import run_compare
+
+    run_compare(config, overrides)
+
+
+@cli.group()
+def report() -> None:
+    """Show what a network does."""
+
+
+@report.command()
+@_takes_config
+def keys(config: str, overrides: tuple[str, ...]) -> None:
+    """Draw the keys that a query pixel selects in each layer it refers to, above those of CLNL.
+
+    \b
+      acla-nas report keys examples/sr_edsr_search.yml models=[runs/derived] out=keys.png
+      acla-nas report keys examples/sr_edsr_search.yml models=[runs/derived] image=photo.png query=[80,45]
+
+    The image is degraded by the task, as a test image is; query is a pixel [x, y] of the result, position
+    one of the inserted positions. Left out, they are the first test image, its most textured place and the
+    last position.
+    """
+    from acla_nas.cli.report import run_keys
+
+    run_keys(config, overrides)

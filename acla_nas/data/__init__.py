@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from acla_nas.data.embedded import embedded_images
+from acla_nas.data.folds import split_fold
 from acla_nas.data.images import list_images, load_image, save_image
 from acla_nas.data.imresize import imresize, to_uint8
 
@@ -22,6 +23,7 @@ __all__ = [
     "list_images",
     "load_image",
     "save_image",
+    "split_fold",
     "tensor_to_image",
     "to_uint8",
 ]

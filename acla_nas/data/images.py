@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def list_images(source: str | Path, split: str) -> list[Path]:
     """
     if source == "embedded":
         return embedded_images(split)
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     remedy = f"set data.{split}=DIR to a folder with png/jpg/... images or data.{split}=embedded"
     if not folder.exists():
         raise AclaError(f"image folder {source} does not exist; {remedy}")

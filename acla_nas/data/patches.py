@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from acla_nas.data.images import load_image
 from acla_nas.data.pairs import image_to_tensor
-from acla_nas.errors import AclaError
+from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.tasks.task import Task
 
 _Pair = tuple[np.ndarray | None, np.ndarray]  # lq, or None where every patch is degraded anew; and hq
@@ -40,6 +40,9 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         length: patches per epoch.
         augment: turn and flip each patch in one of the 8 ways, at random.
         seed: >= 0.
+
+    Attributes:
+        paths: of the images that are used.
 
     Raises:
         AclaError: no image can be read, none is as large as a patch, or a number is out of range.
@@ -112,6 +115,7 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         with ThreadPoolExecutor() as pool:
             loaded = list(pool.map(self._load, range(len(paths)), paths))
         pairs = [item for item in loaded if isinstance(item, tuple)]
+        self.paths = [path for path, item in zip(paths, loaded) if isinstance(item, tuple)]
         unusable = [item for item in loaded if not isinstance(item, tuple)]
         if not pairs:
             too_small = [item for item in unusable if isinstance(item, _TooSmallError)]
@@ -122,7 +126,7 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             first = f"; the first: {unusable[0]}" if unusable else ""
             raise AclaError(f"no readable image among {len(paths)} files{first}")
         for error in unusable:
-            warnings.warn(f"image skipped: {error}", stacklevel=3)
+            warnings.warn(f"image skipped: {error}", AclaWarning, stacklevel=3)
         return pairs
 
     def _load(self, index: int, path: Path) -> _Pair | AclaError:

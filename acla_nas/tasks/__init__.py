@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from typing import TypeVar
+import os
+import sys
+from typing import TypeGuard, TypeVar
 
 from acla_nas.errors import AclaError, unknown_name
+from acla_nas.tasks.demosaicing import Demosaicing
+from acla_nas.tasks.denoising import Denoising
+from acla_nas.tasks.jpeg import JpegArtifacts
 from acla_nas.tasks.super_resolution import SuperResolution
 from acla_nas.tasks.task import Task
 
@@ -23,7 +29,7 @@ def register(task: _T) -> _T:
         The class, unchanged.
 
     Raises:
-        AclaError: it is no `Task`, has no name, or another class has that name already.
+        AclaError: it is no complete `Task`, or another class has its name already.
 
     Example:
         >>> @register
@@ -36,8 +42,11 @@ def register(task: _T) -> _T:
         >>> get("negative").scale
         1
     """
-    if not (isinstance(task, type) and issubclass(task, Task) and hasattr(task, "name")):
-        raise AclaError(f"cannot register {task!r} as a task; give a subclass of Task with a name")
+    if not _is_task(task):
+        raise AclaError(
+            f"cannot register {task!r} as a task; give a subclass of Task with a name, "
+            "a baseline_name, degrade and baseline"
+        )
     known = _TASKS.get(task.name)
     # A file that is loaded twice defines its class twice: the later one replaces the earlier.
     if known and (known.__module__, known.__qualname__) != (task.__module__, task.__qualname__):
@@ -52,7 +61,7 @@ def get(name: str, **options: object) -> Task:
     """Return the task of a name.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or MODULE:CLASS, as for `type_of`.
         **options: what the task's class takes, such as ``scale=3``.
 
     Returns:
@@ -76,7 +85,25 @@ def get(name: str, **options: object) -> Task:
 
 
 def type_of(name: str) -> type[Task]:
-    """Return the class of the task of a name; raises AclaError for an unknown one."""
+    """Return the class of the task of a name.
+
+    MODULE:CLASS names a task of the user's own, which need not be registered: ``my_tasks:Darkening`` is the
+    class ``Darkening`` in ``my_tasks.py`` in the current folder, or in an installed module. Its module is
+    imported, that is, run; so give it only names from whom may run code here, such as the user's own
+    configuration, and never one out of a file that was downloaded.
+
+    Args:
+        name: one of `names()`, or MODULE:CLASS.
+
+    Raises:
+        AclaError: the name is unknown; or the module cannot be imported, or has no such task.
+
+    Example:
+        >>> type_of("acla_nas.tasks.jpeg:JpegArtifacts").name
+        'jpeg'
+    """
+    if ":" in name:
+        return _imported(name)
     if name not in _TASKS:
         raise unknown_name("task", name, _TASKS)
     return _TASKS[name]
@@ -91,6 +118,53 @@ def names() -> list[str]:
     return sorted(_TASKS)
 
 
-register(SuperResolution)
+def _is_task(task: object) -> TypeGuard[type[Task]]:
+    """Say whether this is a complete subclass of Task."""
+    return (
+        isinstance(task, type)
+        and issubclass(task, Task)
+        and not inspect.isabstract(task)
+        and hasattr(task, "name")
+        and hasattr(task, "baseline_name")
+    )
 
-__all__ = ["SuperResolution", "Task", "get", "names", "register", "type_of"]
+
+def _imported(name: str) -> type[Task]:
+    """Return the task that MODULE:CLASS names."""
+    module_name, _, class_name = name.partition(":")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that no file there hides an installed module; and for good, as
+        # the task's module may import its neighbours late, or in a worker process
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise AclaError(
+            f"task {name!r}: cannot import {module_name!r} ({reason}); "
+            f"it must be a file {module_name}.py in {folder}, or an installed module"
+        ) from error
+    task = getattr(module, class_name, None)
+    if not _is_task(task):
+        known = ", ".join(key for key, value in vars(module).items() if _is_task(value)) or "none"
+        raise AclaError(
+            f"task {name!r}: {class_name!r} in {module_name!r} must be a subclass of Task with a name, "
+            f"a baseline_name, degrade and baseline; such are there: {known}"
+        )
+    return task
+
+
+for _task in (Demosaicing, Denoising, JpegArtifacts, SuperResolution):
+    register(_task)
+
+__all__ = [
+    "Demosaicing",
+    "Denoising",
+    "JpegArtifacts",
+    "SuperResolution",
+    "Task",
+    "get",
+    "names",
+    "register",
+    "type_of",
+]

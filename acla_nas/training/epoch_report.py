@@ -52,7 +52,8 @@ class EpochReport(pl.Callback):
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1}
         row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         if self.validation:
-            row["val_psnr"] = evaluate(_network(pl_module), self.task, self.validation).psnr
+            network, device = _network(pl_module), pl_module.device
+            row["val_psnr"] = evaluate(network, self.task, self.validation, device=device).psnr
             pl_module.log("val_psnr", row["val_psnr"])
         row["seconds"] = round(time.monotonic() - self._start, 1)
         self.history.append(row)

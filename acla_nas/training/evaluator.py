@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from acla_nas.data import PatchDataset, list_images
+from acla_nas.data import PatchDataset, list_images, split_fold
 from acla_nas.errors import AclaError
 from acla_nas.nni_nas import DataLoader, Lightning, Trainer
 from acla_nas.tasks import Task
@@ -21,6 +21,8 @@ def make_evaluator(
     *,
     train: str = "embedded",
     validation: str = "embedded",
+    fold: int | None = None,
+    folds: int = 5,
     epochs: int = 1,
     steps_per_epoch: int = 1000,
     batch_size: int = 16,
@@ -41,6 +43,9 @@ def make_evaluator(
         task: degradation and protocol.
         train: folder of training images, or "embedded": a few images to try things out.
         validation: likewise; whole validation images are scored after every epoch.
+        fold: where not None, `validation` is not used: the part of the training images that this fold of
+            `folds` holds out takes its place (see :func:`acla_nas.data.split_fold`).
+        folds: how many such parts there are.
         epochs: of training; a search strategy brings its own.
         steps_per_epoch: batches per epoch.
         batch_size: patches per batch.
@@ -58,19 +63,23 @@ def make_evaluator(
     for name, value in (("steps_per_epoch", steps_per_epoch), ("batch_size", batch_size), ("epochs", epochs)):
         if value < 1:
             raise AclaError(f"{name} must be at least 1, not {value}")
-    validation_paths = list_images(validation, "validation")
+
+    train_paths = list_images(train, "train")
+    if fold is None:
+        validation_paths = list_images(validation, "validation")
+    else:
+        train_paths, validation_paths = split_fold(train_paths, fold, folds)
 
     def patches(paths: Sequence[Path], seed: int) -> PatchDataset:
         return PatchDataset(
             task, paths, patch_size=patch_size, length=steps_per_epoch * batch_size, seed=seed
         )
 
-    train_set = patches(list_images(train, "train"), seed)
+    train_set = patches(train_paths, seed)
     validation_set = patches(validation_paths, seed + 1)
     run_dir = None if run_dir is None else Path(run_dir)
-    report = EpochReport(
-        task, validation_paths, csv_path=None if run_dir is None else run_dir / "metrics.csv", show=progress
-    )
+    csv_path = None if run_dir is None else run_dir / "metrics.csv"
+    report = EpochReport(task, validation_set.paths, csv_path=csv_path, show=progress)
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=device,
@@ -80,7 +89,7 @@ def make_evaluator(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, steps_per_epoch),
     )
 
     def loader(patches: PatchDataset) -> Any:

@@ -9,14 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from acla_nas import attention as attentions
 from acla_nas.attention import ACLA, Feature, cla
 from acla_nas.attention.acla import key_rings
 from acla_nas.errors import AclaError
 from acla_nas.ops import cross_layer_gather_reference
+from acla_nas.testing import count_macs
 
 OPTIONS = [
     {"adaptive": False},
@@ -245,30 +244,6 @@ def test_parameter_counts(options, masks):
     assert all(m.bias is None for m in module.modules() if isinstance(m, nn.Conv2d))
 
 
-class CountGathers(TorchDispatchMode):
-    """Multiply-accumulates of weighted row sums and of bilinear reads, as they are executed."""
-
-    def __init__(self):
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        name = function._schema.name
-        if "embedding_bag" in name:
-            self.macs += args[1].numel() * args[0].shape[1]
-        elif "grid_sampler" in name:
-            self.macs += out.numel() * 4
-        return out
-
-
-def executed_macs(function):
-    with torch.no_grad(), CountGathers() as gathers, FlopCounterMode(display=False) as flops:
-        function()
-    assert gathers.macs > 0
-    return gathers.macs + flops.get_total_flops() / 2
-
-
 @pytest.mark.parametrize("options", [{"adaptive": False}, {}, {"shared_mask": True}], ids=option_name)
 @pytest.mark.parametrize("channels", [(8,), (6, 12, 8)])
 def test_macs_are_those_executed(channels, options):
@@ -278,7 +253,7 @@ def test_macs_are_those_executed(channels, options):
     expected = module.macs(feature[name]) + sum(
         module.reference_macs(feature[name], feature[l]) for l in references
     )
-    assert executed_macs(lambda: module(query, references)) == pytest.approx(expected, rel=0.01)
+    assert count_macs(module, query, references) == pytest.approx(expected, rel=0.01)
 
 
 def test_macs_of_a_reference_of_another_resolution_are_those_executed():
@@ -286,7 +261,7 @@ def test_macs_of_a_reference_of_another_resolution_are_those_executed():
     references["5"] = torch.randn(1, 6, 16, 16, dtype=torch.float64)
     sizes = {name: Feature(*x.shape[1:]) for name, x in references.items()}
     expected = module.macs(sizes["6"]) + sum(module.reference_macs(sizes["6"], s) for s in sizes.values())
-    assert executed_macs(lambda: module(query, references)) == pytest.approx(expected, rel=0.01)
+    assert count_macs(module, query, references) == pytest.approx(expected, rel=0.01)
 
 
 def test_key_gates_are_noisy_in_training_only():

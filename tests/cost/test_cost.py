@@ -7,12 +7,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from acla_nas import CrossLayerSpace, cost
 from acla_nas.cost import CostModel, CostTable
 from acla_nas.errors import AclaError
+from acla_nas.testing import count_macs
 
 SHAPE = (3, 4, 5)  # N = 20 query pixels
 CHANNELS, KEYS = 8, 4
@@ -81,25 +80,8 @@ def test_macs_by_hand():
     assert table.of([True, False, True]) == 2 * 1280 + 3 * (1920 + 1280 + 2560)
 
 
-class CountGathers(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        name = function._schema.name
-        if "embedding_bag" in name:
-            self.macs += args[1].numel() * args[0].shape[1]
-        elif "grid_sampler" in name:
-            self.macs += out.numel() * 4
-        return out
-
-
 def executed_macs(network, shape):
-    with torch.no_grad(), CountGathers() as gathers, FlopCounterMode(display=False) as flops:
-        network(torch.rand(1, *shape))
-    return gathers.macs + flops.get_total_flops() / 2
+    return count_macs(network, torch.rand(1, *shape))
 
 
 @pytest.mark.parametrize("inserted", [(True, False, False), (True, False, True), (True, True, True)])

@@ -49,6 +49,38 @@ def test_output_sizes(scale):
     assert space.freeze(sample)(torch.rand(1, 3, 5, 7)).shape == (1, 3, 5 * scale, 7 * scale)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_at_scale_1_it_learns_what_to_add_to_its_input(channels):
+    space = search_spaces.edsr(
+        1, num_blocks=2, num_channels=4, num_keys=2, in_channels=channels, out_channels=channels
+    )
+    assert space.input_shape == (channels, 48, 48)
+    x = torch.rand(2, channels, 5, 7)
+    assert space(x).shape == x.shape and not torch.equal(space(x), x)
+    derived = export(space.arch({"insert/1": True, "insert/2": True, "keys": 2}))
+    assert derived(x).shape == x.shape
+    with torch.no_grad():
+        for parameter in space.parameters():
+            parameter.zero_()
+    assert torch.equal(space(x), x)
+
+
+def test_parameter_counts_of_the_form_with_16_blocks():
+    """Blocks of 128 channels: the paper's 5.430 M is of no width; 135 and 136 give 5.425 M and 5.505 M."""
+    with torch.device("meta"):
+        assert parameters(EDSR(scale=1, num_blocks=16, num_channels=128)) == 4_877_315
+        one = EDSR(scale=1, num_blocks=16, num_channels=128, in_channels=1, out_channels=1)
+        assert parameters(one) == 4_872_705
+        assert [p.requires_grad for p in one.parameters()].count(False) == 0
+
+
+@pytest.mark.parametrize(("scale", "channels"), [(1, (4, 3)), (2, (1, 3)), (2, (1, 1))])
+def test_other_channels(scale, channels):
+    network = EDSR(scale, 1, 4, in_channels=channels[0], out_channels=channels[1])
+    x = torch.rand(1, channels[0], 4, 6)
+    assert network(x).shape == (1, channels[1], 4 * scale, 6 * scale)
+
+
 def test_positions_are_the_residual_blocks():
     space = search_spaces.edsr(2, num_blocks=12, num_channels=4, num_keys=1)
     assert space.positions == tuple(f"body.{i}" for i in range(12))
@@ -78,8 +110,10 @@ def test_a_network_that_computes_nothing_returns_the_mean_colour_and_learns_all_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 5}, "scale 5 is not one of EDSR's: use 2, 3 or 4"),
-        ({"scale": 1}, "scale 1"),
+        ({"scale": 5}, "scale 5 is not one of EDSR's: use 1, 2, 3 or 4"),
+        ({"scale": 0}, "scale 0"),
+        ({"in_channels": 0}, "in_channels 0"),
+        ({"out_channels": 0}, "out_channels 0"),
         ({"num_blocks": 0}, "num_blocks 0"),
         ({"num_channels": 0}, "num_channels 0"),
     ],

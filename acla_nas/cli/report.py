@@ -1,0 +1,71 @@
+"""acla-nas report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from acla_nas.config import Config, PathName, load_config
+from acla_nas.errors import AclaError, unknown_name
+
+
+class KeysOptions(BaseModel):
+    """What ``acla-nas report keys`` takes beside the configuration.
+
+    Attributes:
+        image: a file, degraded by the task as a test image is; the first test image where None.
+        query: (x, y) in pixels of the degraded image; the most textured place where None.
+        position: of the module that is looked at; the last one where None.
+        out: the picture.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: PathName | None = None
+    query: tuple[int, int] | None = None
+    position: int | None = Field(None, ge=1)
+    out: PathName = "keys.png"
+
+
+def run_keys(config_path: str, overrides: Sequence[str]) -> None:
+    """Draw the keys that each model selects for one query pixel, and say where the picture lies."""
+    config, options = split_overrides(config_path, overrides)
+    from acla_nas.report.run import run_report_keys
+
+    click.echo(run_report_keys(config, **options.model_dump()))
+    click.echo(f"picture: {Path(options.out)}")
+
+
+def split_overrides(config_path: str, overrides: Sequence[str]) -> tuple[Config, KeysOptions]:
+    """Return the configuration, and what belongs to this command alone.
+
+    Raises:
+        AclaError: a key that neither has, or a value that does not fit.
+    """
+    import yaml
+
+    own: dict[str, Any] = {}
+    others = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and key in KeysOptions.model_fields:
+            try:
+                own[key] = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError):
+                raise AclaError(f"the value of override {override!r} is not YAML; put it in quotes") from None
+            continue
+        section = key.partition(".")[0]
+        if section not in Config.model_fields:
+            raise unknown_name("key", key, [*Config.model_fields, *KeysOptions.model_fields])
+        others.append(override)
+    try:
+        options = KeysOptions(**own)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        needs = {"query": "[x, y], two pixels", "position": "a number from 1"}.get(key, "a path")
+        raise AclaError(f"{key} must be {needs}, not {own[key]!r}") from None
+    return load_config(config_path, others), options
