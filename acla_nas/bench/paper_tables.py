@@ -88,8 +88,8 @@ TABLES = {
         (
             _INCREMENTS,
             _ALL_OPEN,
-            "NL and CLNL are the embedded-Gaussian block of Wang et al. with C/2 inner channels. No choice of inner "
-            "width, kernels and biases gives the paper's parameters, so its form is unknown.",
+            "NL and CLNL are the embedded-Gaussian block of Wang et al. with C/2 inner channels. No choice "
+            "of inner width, kernels and biases gives the paper's parameters, so its form is unknown.",
         ),
     ),
     5: PaperTable(
@@ -131,8 +131,8 @@ TABLES = {
             )
         ),
         (
-            "The paper's MACs grow by 0.032 G a key, those of the projections of offsets and logits by 0.027 G, "
-            "and with the sampled rows by 0.062 G: it cannot have counted the sampling in full.",
+            "The paper's MACs grow by 0.032 G a key, those of the projections of offsets and logits by 0.027 "
+            "G, and with the sampled rows by 0.062 G: it cannot have counted the sampling in full.",
         ),
     ),
     8: PaperTable(
@@ -150,7 +150,7 @@ TABLES = {
         (
             "The first row's K is illegible in our source; 8 continues the series and fits its parameters.",
             _ALL_OPEN,
-            "The paper's parameters grow by 0.008 M a key from K = 16 to 64 and by 0.005 M from there to 128, "
+            "The paper's parameters grow by 0.008 M a key from K = 16 to 64 and by 0.005 M from there on, "
             "ours by 0.015 M throughout, as convolutions do.",
         ),
     ),
@@ -165,10 +165,10 @@ TABLES = {
         ),
         (
             _ALL_OPEN,
-            "SE has 2 C^2 / 16 parameters a module and nearly no MACs, for it acts on one mean per channel. The "
-            "paper's has 4 C^2 and 0.5 G, as if it were computed per pixel: not the published form.",
-            "MHA's MACs contain the affinities and weighted sums of all pairs of pixels, 2.7 G a module; the "
-            "paper's 1.6 G a module is less than these alone.",
+            "SE has 2 C^2 / 16 parameters a module and nearly no MACs, for it acts on one mean per channel. "
+            "The paper's has 4 C^2 and 0.5 G, as if it were computed per pixel: not the published form.",
+            "MHA's MACs contain the affinities and weighted sums of all pairs of pixels, 2.7 G a module; "
+            "the paper's 1.6 G a module is less than these alone.",
         ),
     ),
 }

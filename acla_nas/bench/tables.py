@@ -12,21 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from acla_nas import search_spaces
 from acla_nas.attention import ACLA
 from acla_nas.bench.counts import INPUT_SHAPE, backbone_macs, count_parameters, inserted_macs
 from acla_nas.bench.paper_tables import EDSR_POSITIONS, INFERENCE_MS, RCAN_POSITIONS, TABLES, PaperRow
 from acla_nas.errors import AclaError
-from acla_nas.network import CrossLayerNetwork, trace_features
+from acla_nas.network import CrossLayerNetwork, copy_backbone, trace_features
+from acla_nas.search_spaces.edsr import EDSR
+from acla_nas.search_spaces.rcan import RCAN
 
 _CONVENTION = (
     "MACs executed: the multiply-accumulates of all convolutions and matrix products, and four weighted rows "
-    "for each sampled key (bilinear reading). Elementwise work (biases, skips, activations, softmax) is not "
-    "counted.",
-    "MACs w/o sampling: the same without the rows of the sampled keys, which counters that look at layers, as "
-    "papers use them, do not see. The paper's figures are nearer to these.",
-    "The paper's bare EDSR, 93.97 G, has 0.12 G more than its convolutions. Biases, ReLUs, skips and residual "
-    "scaling, counted as one each, make 0.10 G of that; what the rest is it does not say.",
+    "for each sampled key (bilinear reading). Elementwise work (biases, skips, activations, softmax) is "
+    "not counted.",
+    "MACs w/o sampling: the same without the rows of the sampled keys, which counters that look at layers, "
+    "as papers use them, do not see. The paper's figures are nearer to these.",
+    "The paper's bare EDSR, 93.97 G, has 0.12 G more than its convolutions. Biases, ReLUs, skips and "
+    "residual scaling, counted as one each, make 0.10 G of that; what the rest is it does not say.",
 )
 
 
@@ -78,16 +79,15 @@ class SizeTable:
 
     def text(self) -> str:
         """Return the table and its notes as plain text."""
-        lines = [
-            ["", "parameters (M)", "", "", "MACs executed (G)", "", "", "MACs w/o sampling (G)", "", ""],
-            ["method", *("ours", "paper", "difference") * 3],
-        ]
+        groups = ["", "parameters (M)", "", "", "MACs executed (G)", "", "", "MACs w/o sampling (G)", "", ""]
+        lines = [["method", *("ours", "paper", "difference") * 3]]
         for row in self.rows:
             cells = [row.method]
             for quantity, unit in ((row.parameters, 1e6), (row.macs, 1e9), (row.macs_without_sampling, 1e9)):
                 cells += [f"{quantity.ours / unit:.2f}", f"{quantity.paper / unit:.2f}", _percent(quantity)]
             lines.append(cells)
-        return f"Table {self.number}: {self.title}; {_SUBJECT}\n\n{_aligned(lines)}\n\n{_listed(self.notes)}"
+        title = f"Table {self.number}: {self.title}; {_SUBJECT}"
+        return f"{title}\n\n{_aligned(lines, groups)}\n\n{_listed(self.notes)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as what JSON knows; numbers are not rounded."""
@@ -122,16 +122,20 @@ def size_table(number: int) -> SizeTable:
     """
     if number not in TABLES:
         raise AclaError(
-            f"table {number} is not one that can be counted: use {', '.join(map(str, TABLES))}, or 12 for times"
+            f"table {number} cannot be counted: use {', '.join(map(str, TABLES))}, or 12 for inference times"
         )
     table = TABLES[number]
-    return SizeTable(number, table.title, tuple(map(_size, table.rows)), (*_CONVENTION, *table.notes))
-
-
-def _size(row: PaperRow) -> SizeRow:
     with torch.device("meta"):
-        network = _network("edsr", row.attention, row.positions, row.num_keys)
-    macs = backbone_macs(network.backbone) + inserted_macs(network)
+        backbone = EDSR()
+    macs = backbone_macs(backbone)
+    rows = tuple(_size(row, backbone, macs) for row in table.rows)
+    return SizeTable(number, table.title, rows, (*_CONVENTION, *table.notes))
+
+
+def _size(row: PaperRow, backbone: nn.Module, of_backbone: int) -> SizeRow:
+    with torch.device("meta"):
+        network = _insert(backbone, row.attention or "cla", row.positions, row.num_keys)
+    macs = of_backbone + inserted_macs(network)
     paper = row.macs_g * 1e9
     return SizeRow(
         method=row.method,
@@ -158,13 +162,12 @@ def sampling_macs(network: CrossLayerNetwork, input_shape: Sequence[int] = INPUT
     return total
 
 
-def _network(
-    space: str, attention: str | None, positions: Sequence[int], num_keys: int | None = None
+def _insert(
+    backbone: nn.Module, attention: str, positions: Sequence[int], num_keys: int | None = None
 ) -> CrossLayerNetwork:
-    """Return a backbone at its full size with modules after some of its blocks."""
-    backbone = search_spaces.backbone(space, {})
+    """Return a network of a copy of the backbone with modules after some of its blocks."""
     paths = {j: f"body.{j - 1}" for j in positions}
-    return CrossLayerNetwork.dense(backbone, paths, attention or "cla", num_keys=num_keys)
+    return CrossLayerNetwork.dense(copy_backbone(backbone), paths, attention, num_keys=num_keys)
 
 
 @dataclass(frozen=True)
@@ -199,10 +202,7 @@ class TimeTable:
 
     def text(self) -> str:
         """Return the table and its notes as plain text."""
-        lines = [
-            ["", "bare", "with ACLA", "ratio", "", ""],
-            ["backbone", "ms", "ms", "ours", "paper", "difference"],
-        ]
+        lines = [["backbone", "bare (ms)", "with ACLA (ms)", "ratio", "paper", "difference"]]
         for row in self.rows:
             ratio = [f"{row.ratio.ours:.3f}", f"{row.ratio.paper:.3f}", _percent(row.ratio)]
             lines.append([row.backbone, f"{row.bare_ms:.1f}", f"{row.acla_ms:.1f}", *ratio])
@@ -229,13 +229,11 @@ def time_table(*, device: str = "cpu", runs: int = 7) -> TimeTable:
         runs: of each network, after one that is not counted.
     """
     rows = []
-    for name, positions in (("edsr", EDSR_POSITIONS), ("rcan", RCAN_POSITIONS)):
-        label = name.upper()
-        bare, acla = median_seconds(
-            [search_spaces.backbone(name, {}), _network(name, "acla", positions)], device=device, runs=runs
-        )
-        paper = INFERENCE_MS[f"{label}+ACLA"] / INFERENCE_MS[label]
-        rows.append(TimeRow(label, 1e3 * bare, 1e3 * acla, Quantity(acla / bare, paper)))
+    for name, backbone, positions in (("EDSR", EDSR(), EDSR_POSITIONS), ("RCAN", RCAN(), RCAN_POSITIONS)):
+        networks = [backbone, _insert(backbone, "acla", positions)]
+        bare, acla = median_seconds(networks, device=device, runs=runs)
+        paper = INFERENCE_MS[f"{name}+ACLA"] / INFERENCE_MS[name]
+        rows.append(TimeRow(name, 1e3 * bare, 1e3 * acla, Quantity(acla / bare, paper)))
     described = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return TimeTable(described, runs, tuple(rows))
 
@@ -272,20 +270,18 @@ def _percent(quantity: Quantity) -> str:
     return f"{100 * quantity.difference:+.2f} %"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Return cells in columns, numbers to the right; the first line heads groups of columns."""
-    groups, *rows = lines
-    widths = [max(len(row[i]) for row in rows) for i in range(len(groups))]
-    body = [
-        "  ".join(f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}" for i, (cell, width) in cells)
-        for cells in (list(enumerate(zip(row, widths))) for row in rows)
-    ]
-    starts = [sum(widths[:i]) + 2 * i for i in range(len(widths))]
-    head = ""
-    for start, title in zip(starts, groups):
+def _aligned(lines: Sequence[Sequence[str]], groups: Sequence[str] = ()) -> str:
+    """Return cells in columns, numbers to the right; titles of groups stand over their first column."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    heading = ""
+    for i, title in enumerate(groups):
         if title:
-            head = f"{head:<{start}}{title}"
-    return "\n".join([head.rstrip(), *body])
+            heading = f"{heading:<{sum(widths[:i]) + 2 * i}}{title}"
+    text = [heading] if heading else []
+    for first, *others in lines:
+        cells = [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:]))]
+        text.append("  ".join(cells))
+    return "\n".join(text)
 
 
 def _listed(notes: Sequence[str]) -> str:

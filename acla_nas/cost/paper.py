@@ -11,7 +11,8 @@ class PaperCost(CostModel):
 
     N is the number of query pixels and m the gate of the key, whose share of open ones the table takes.
     It counts a projection per key, where the executed form has one per reference: more than ten times
-    too much. A module that samples no keys counts as one with K = 1. Use it to follow the paper, :class:`acla_nas.cost.MacsCost` to know.
+    too much. A module that samples no keys counts as one with K = 1. Use it to follow the paper,
+    :class:`acla_nas.cost.MacsCost` to know.
     """
 
     unit = "FLOPs"

@@ -176,18 +176,27 @@ def _run_to(
 
     module = network.attention[str(position)]
     module = next((part for part in module.modules() if isinstance(part, kind)), module)
-    given: list[Any] = []
-    hook = module.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
+    hook = module.register_forward_pre_hook(_stop)
     try:
         with evaluating(network), torch.no_grad():
             weight = next(network.parameters())
             network(image[None].to(weight.device, weight.dtype))
+        raise AclaError(f"the network does not run position {position} on this image")
+    except _Stopped as stopped:
+        feature, references = stopped.args[0][:2]
     finally:
         hook.remove()
-    feature, references = given[0][:2]
     rows, columns = feature.shape[2:]
     x, y = x * columns // width, y * rows // height
     return _Seen(module, feature, references, x, y, network.paths)
+
+
+class _Stopped(Exception):
+    """Carries what a module was given out of the network, the rest of which need not be run."""
+
+
+def _stop(module: nn.Module, inputs: Any) -> None:
+    raise _Stopped(inputs)
 
 
 def _layer_keys(

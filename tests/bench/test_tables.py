@@ -131,7 +131,7 @@ def test_times_take_turns():
 
 def test_table_12_says_what_it_measured():
     table = TimeTable("a machine", 7, (TimeRow("EDSR", 100.0, 120.0, Quantity(1.2, 19.8 / 16.2)),))
-    assert "EDSR      100.0      120.0  1.200  1.222     -1.82 %" in table.text()
+    assert "EDSR          100.0           120.0  1.200  1.222     -1.82 %" in table.text()
     assert table.as_dict()["rows"][0]["ratio"]["paper"] == 19.8 / 16.2
 
 

@@ -20,8 +20,10 @@ import torch
 
 from acla_nas import export, search_spaces
 from acla_nas.cli import main
+from acla_nas.config import load_config
 from acla_nas.data import save_image
 from acla_nas.experiment import save_model
+from acla_nas.nni_nas import nni
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "examples" / "sr_edsr_search.yml")
@@ -119,6 +121,7 @@ def test_usage_errors(run: Run) -> None:
 
 
 EPOCH = r"epoch \d+/\d+  PSNR \d+\.\d\d dB  loss \d+\.\d+"
+SEARCH_EPOCH = EPOCH + r"  open gates \d  cost [\d.e+]+  temperature \d\.\d\d  \d+ s"
 TABLE = [r"image +PSNR \(dB\) +SSIM", r"[abc] +\d+\.\d\d  0\.\d{4}", r"mean +\d+\.\d\d  0\.\d{4}"]
 
 
@@ -136,7 +139,7 @@ def test_search_prints_its_own_lines_and_nothing_else(tmp_path: Path) -> None:
         result.stdout,
         [
             "searching 2 positions of edsr on cpu",
-            EPOCH + r"  open gates \d  cost [\d.e+]+  temperature 2\.00  \d+ s",
+            SEARCH_EPOCH,
             r"positions: (none|[12, ]+) of 2",
             r"cost: [\d,]+ MACs",
             f"architecture: {folder}/arch.json",
@@ -213,7 +216,42 @@ def test_interrupt_ends_in_one_line(images: Path, tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (process.returncode, err.strip()) == (130, "acla-nas: interrupted")
+    assert_lines(log.read_text(), ["searching 2 positions of edsr on cpu", SEARCH_EPOCH])
     assert (tmp_path / "metrics.csv").read_text().startswith("epoch,")
+
+
+def in_trial(monkeypatch: pytest.MonkeyPatch, parameters: dict[str, object]) -> None:
+    """Make this process look like a trial of an NNI experiment."""
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: parameters)
+    monkeypatch.setattr(nni, "get_current_parameter", lambda: parameters)
+    monkeypatch.setattr(nni, "get_experiment_id", lambda: "abc")
+    monkeypatch.setattr(nni, "get_sequence_id", lambda: 3)
+
+
+def test_trial_takes_its_parameters_and_reports(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    final: list[float] = []
+    in_trial(monkeypatch, {"strategy.cost_weight": 1e-05, "seed": 7})
+    monkeypatch.setattr(nni, "report_intermediate_result", told.append)
+    monkeypatch.setattr(nni, "report_final_result", final.append)
+    data = [f"data.{split}={images}" for split in ("train", "validation", "test")]
+    code, out, err = run("search", CONFIG, *TINY, *data, f"run={tmp_path}", "seed=1")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "abc" / "trial_3"  # trials must not write over one another
+    assert f"architecture: {folder}/arch.json\n" in out and (folder / "weights.safetensors").exists()
+    config = load_config(folder / "config.yml")
+    assert config.seed == 7 and float(config.strategy.options["cost_weight"]) == 1e-05
+    assert len(told) == 2 and final == told[-1:]
+
+
+def test_trial_with_a_parameter_that_is_no_key(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_trial(monkeypatch, {"strategy.cost_wieght": 0.1})
+    assert "did you mean 'strategy.cost_weight'?" in fails("search", CONFIG, *TINY)
 
 
 # What a user can get wrong

@@ -90,6 +90,7 @@ def test_places_and_weights_are_what_the_module_computes(image, query, stride):
     given = []
     module: ACLA = network.attention["2"]
     module.register_forward_hook(lambda module, inputs, output: given.append((inputs, output)))
+    network.eval()(image[None])
     layers = selected_keys(network, image, 2, query)
     (_, references, *_), output = given[0]
     x, y = query[0] // stride, query[1] // stride
