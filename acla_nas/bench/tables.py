@@ -25,7 +25,7 @@ _CONVENTION = (
     "for each sampled key (bilinear reading). Elementwise work (biases, skips, activations, softmax) is "
     "not counted.",
     "MACs w/o sampling: the same without the rows of the sampled keys, which counters that look at layers, "
-    "as papers use them, do not see. The paper's figures are nearer to these.",
+    "as papers use them, do not see. Most of the paper's figures are nearer to these.",
     "The paper's bare EDSR, 93.97 G, has 0.12 G more than its convolutions. Biases, ReLUs, skips and "
     "residual scaling, counted as one each, make 0.10 G of that; what the rest is it does not say.",
 )

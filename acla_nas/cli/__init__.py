@@ -156,7 +156,7 @@ def table(number: int, as_json: bool, device: str, runs: int) -> None:
 def compare(config: str, overrides: tuple[str, ...]) -> None:
     """Train variants of attention alike, over several seeds, and write the table of their scores.
 
-    
+    \b
       acla-nas bench compare examples/compare_sr.yml
       acla-nas bench compare examples/compare_sr.yml 'compare.tests=[Set5]' 'compare.seeds=[0]'
 
