@@ -79,7 +79,8 @@ def follow(port: int) -> tuple[str, int]:
             for metric in metrics.get(job, []):
                 if metric.type == "PERIODICAL" and (job, metric.sequence) not in told:
                     told.add((job, metric.sequence))
-                    print(f"  trial {number} {parameters}  epoch {metric.sequence + 1}  PSNR {metric.data}")
+                    psnr = f"PSNR {float(metric.data):.2f} dB"
+                    print(f"  trial {number} {parameters}  epoch {metric.sequence + 1}  {psnr}", flush=True)
             if trial.status in ("SUCCEEDED", "FAILED", "USER_CANCELED") and job not in ended:
                 ended.add(job)
                 print(f"  trial {number} {parameters}  {trial.status.lower()}", flush=True)

@@ -42,6 +42,8 @@ class ACLA(Attention):
         adaptive: gate the keys (ACLA); without it every key counts (CLA).
         gate_bias: constant added to the mask logits; above 0 the gates start open.
         gate_temperature: of the key gates' sigmoid; it shapes their gradient only.
+        gate_noise: draw Gumbel noise in training, as the paper does; without it training sees the very gates
+            that evaluation uses.
         shared_mask: one mask logit per reference instead of one per key.
         softmax: "joint" over all references and keys, or over the keys of each "reference".
         renormalize: divide by the weights of the open keys instead of those of all keys.
@@ -68,6 +70,7 @@ class ACLA(Attention):
         adaptive: bool = True,
         gate_bias: float = 0.0,
         gate_temperature: float = 1.0,
+        gate_noise: bool = True,
         shared_mask: bool = False,
         softmax: str = "joint",
         renormalize: bool = False,
@@ -82,7 +85,7 @@ class ACLA(Attention):
         if softmax not in ("joint", "reference"):
             raise AclaError(f"softmax must be 'joint' or 'reference', not {softmax!r}")
         self.channels, self.num_keys, self.adaptive = channels, num_keys, adaptive
-        self.gate_bias, self.gate_temperature = gate_bias, gate_temperature
+        self.gate_bias, self.gate_temperature, self.gate_noise = gate_bias, gate_temperature, gate_noise
         self.shared_mask, self.softmax, self.renormalize = shared_mask, softmax, renormalize
         self.references = nn.ModuleDict(
             {
@@ -156,7 +159,9 @@ class ACLA(Attention):
         return _Keys(values, offsets, logits.unflatten(1, (count, keys)), gates)
 
     def _gate_keys(self, mask: Tensor) -> Tensor:
-        return gumbel_gate(mask + self.gate_bias, self.gate_temperature, noise=self.training)
+        return gumbel_gate(
+            mask + self.gate_bias, self.gate_temperature, noise=self.training and self.gate_noise
+        )
 
     def _softmax(
         self, logits: Tensor, gates: Tensor | None, reference_gates: Tensor | None, key_gates: Tensor | None

@@ -277,6 +277,12 @@ def test_key_gates_are_noisy_in_training_only():
     assert torch.equal(first, again)
 
 
+def test_without_gate_noise_training_sees_the_gates_of_evaluation():
+    module, query, references = make(gate_noise=False)
+    evaluated = module(query, references)
+    assert torch.equal(module.train()(query, references), evaluated)
+
+
 def test_cla_has_no_noise_in_training():
     module, query, references = make(adaptive=False)
     evaluated = module(query, references)
