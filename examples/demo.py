@@ -6,6 +6,7 @@ Everything it does is a command that you can type yourself; it prints each one.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from pathlib import Path
 EXPERIMENT = "examples/sr_edsr.yml"
 SETTINGS = "examples/sr_edsr_search.yml"
 RUNS = Path("runs/sr_edsr")
+# nnictl imports pkg_resources, which warns of itself each time.
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore:pkg_resources is deprecated"}
 
 
 def main() -> int:
@@ -39,13 +42,15 @@ def main() -> int:
     run("acla-nas", "train", SETTINGS, "arch=bare", f"run={baseline}")
     run("acla-nas", "train", SETTINGS, f"arch={best / 'arch.json'}", f"run={derived}")
     run("acla-nas", "export", SETTINGS, f"models=[{derived}]")
-    run("acla-nas", "eval", SETTINGS, f"models=[{baseline},{derived}]")
+    scores = run("acla-nas", "eval", SETTINGS, f"models=[{baseline},{derived}]")
+    means = [line.split()[1] for line in scores.splitlines() if line.startswith("mean")]
 
     print("trials")
     for _, trial in sorted(trials.items()):
         print(f"  lambda {trial['strategy']['cost_weight']:<5}  {describe(trial)}")
     print(f"best lambda   {summary['strategy']['cost_weight']}")
     print(f"found         {describe(summary)}")
+    print(f"held-out PSNR bicubic {means[0]}, baseline {means[1]}, derived {means[2]} dB")
     print(f"architecture  {best / 'arch.json'}")
     print(f"weights       {derived / 'weights.safetensors'}")
     print(f"exported      {derived / 'model.pt2'}")
@@ -97,12 +102,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(*command: str) -> None:
-    """Print a command and run it; end with its exit code if it fails."""
+def run(*command: str) -> str:
+    """Print a command and run it; return what it printed, or end with its exit code if it fails."""
     print(f"$ {shlex.join(command)}", flush=True)
-    code = subprocess.run(command).returncode
-    if code:
-        raise SystemExit(code)
+    printed = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            print(line, end="", flush=True)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return printed
 
 
 if __name__ == "__main__":

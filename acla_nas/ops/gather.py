@@ -2,8 +2,8 @@
 
 Bilinear sampling is linear, so the K sampled values of a reference need never exist: each output pixel
 is a weighted sum of 4K rows of the value map, which is what ``embedding_bag`` computes. The sums run
-over one image, one reference and one strip of rows at a time, so that the index stays in cache and the
-working memory does not grow with the image.
+over one reference and one strip of rows, or a few small images, at a time, so that the index stays in
+cache and the working memory does not grow with the image.
 """
 
 from __future__ import annotations
@@ -84,65 +84,79 @@ class _Gather(torch.autograd.Function):
         ctx.save_for_backward(offsets, weights, *values)
         batch, _, _, _, height, width = offsets.shape
         channels = values[0].shape[1]
-        out = values[0].new_zeros(batch, height * width, channels)
-        for b, r, rows, queries in _strips(offsets):
-            corners = _Corners(offsets[b, r, :, :, rows], values[r].shape[2:], rows.start, height)
-            weight = _query_major(corners.weight * weights[b, r, :, rows].flatten(1).to(corners.dtype))
-            out[b, queries] += F.embedding_bag(
-                corners.index, _rows_of(values[r][b]), mode="sum", per_sample_weights=weight.to(out.dtype)
-            )
-        return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        out = values[0].new_zeros(batch, height, width, channels)
+        for images, r, rows in _strips(offsets):
+            corners = _Corners(offsets[images, r, :, :, rows], values[r].shape[2:], rows.start, height)
+            weight = _query_major(corners.weight * _key_major(weights[images, r, :, rows], corners.dtype))
+            strip = out[images, rows]
+            strip += F.embedding_bag(
+                corners.index,
+                _rows_of(values[r][images]),
+                mode="sum",
+                per_sample_weights=weight.to(out.dtype),
+            ).view(strip.shape)
+        return out.permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         offsets, weights, *values = ctx.saved_tensors
         needs_offsets, needs_weights, *needs_values = ctx.needs_input_grad
-        batch, _, _, _, height, width = offsets.shape
+        batch, _, _, _, height, _ = offsets.shape
         channels = values[0].shape[1]
-        grad = grads[0].permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        grad = grads[0].permute(0, 2, 3, 1).contiguous()  # B x H x W x C
         grad_offsets = torch.zeros_like(offsets) if needs_offsets else None
         grad_weights = torch.zeros_like(weights) if needs_weights else None
         grad_values = [
-            v.new_zeros(batch, v.shape[2] * v.shape[3], channels) if needed else None
+            v.new_zeros(batch, *v.shape[2:], channels) if needed else None
             for v, needed in zip(values, needs_values)
         ]
-        for b, r, rows, queries in _strips(offsets):
-            corners = _Corners(offsets[b, r, :, :, rows], values[r].shape[2:], rows.start, height)
-            weight = weights[b, r, :, rows].flatten(1).to(corners.dtype)  # K x Q
+        for images, r, rows in _strips(offsets):
+            corners = _Corners(offsets[images, r, :, :, rows], values[r].shape[2:], rows.start, height)
+            strip = weights[images, r, :, rows]
+            weight = _key_major(strip, corners.dtype)
+            strip_grad = grad[images, rows].reshape(-1, channels)
             into = grad_values[r]
             if into is not None:
-                into[b] += _scatter_sum(grad[b, queries], corners, weight, into.shape[1])
+                into = into[images]
+                into += _scatter_sum(strip_grad, corners, weight, into.numel() // channels).view(into.shape)
             if grad_offsets is None and grad_weights is None:
                 continue
-            dots = _dots(grad[b, queries], _rows_of(values[r][b]), corners)
-            strip = weights[b, r, :, rows].shape
+            dots = _dots(strip_grad, _rows_of(values[r][images]), corners)
             if grad_weights is not None:
-                grad_weights[b, r, :, rows] = (dots * corners.weight).sum(0).view(strip)
+                grad_weights[images, r, :, rows] = _image_major((dots * corners.weight).sum(0), strip)
             if grad_offsets is not None:
                 slope_x, slope_y = corners.slopes()
-                grad_offsets[b, r, :, 0, rows] = ((dots * slope_x).sum(0) * weight).view(strip)
-                grad_offsets[b, r, :, 1, rows] = ((dots * slope_y).sum(0) * weight).view(strip)
-        shaped = (
-            g if g is None else g.view(batch, *v.shape[2:], channels).permute(0, 3, 1, 2)
-            for g, v in zip(grad_values, values)
-        )
-        return grad_offsets, grad_weights, *shaped
+                grad_offsets[images, r, :, 0, rows] = _image_major((dots * slope_x).sum(0) * weight, strip)
+                grad_offsets[images, r, :, 1, rows] = _image_major((dots * slope_y).sum(0) * weight, strip)
+        of_values = (g if g is None else g.permute(0, 3, 1, 2) for g in grad_values)
+        return grad_offsets, grad_weights, *of_values
 
 
-def _strips(offsets: Tensor) -> Iterator[tuple[int, int, slice, slice]]:
-    """Yield (image, reference, its rows, its queries) so that one strip's index stays in cache."""
+def _strips(offsets: Tensor) -> Iterator[tuple[slice, int, slice]]:
+    """Yield (images, reference, rows) so that the index of each strip stays in cache."""
     batch, references, keys, _, height, width = offsets.shape
-    rows = max(1, _STRIP_ENTRIES // (4 * keys * width))
-    for b in range(batch):
+    rows = min(height, max(1, _STRIP_ENTRIES // (4 * keys * width)))
+    images = max(1, _STRIP_ENTRIES // (4 * keys * width * height))
+    for first in range(0, batch, images):
         for r in range(references):
             for top in range(0, height, rows):
-                end = min(top + rows, height)
-                yield b, r, slice(top, end), slice(top * width, end * width)
+                yield slice(first, min(first + images, batch)), r, slice(top, min(top + rows, height))
 
 
-def _rows_of(value: Tensor) -> Tensor:
-    """(C, h, w) -> (h * w, C), without a copy where the map is channels-last in memory."""
-    return value.permute(1, 2, 0).reshape(-1, value.shape[0]).contiguous()
+def _rows_of(values: Tensor) -> Tensor:
+    """(b, C, h, w) -> (b * h * w, C), without a copy where the maps are channels-last in memory."""
+    return values.permute(0, 2, 3, 1).reshape(-1, values.shape[1]).contiguous()
+
+
+def _key_major(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(b, K, rows, W) -> (K, Q)."""
+    return x.to(dtype).transpose(0, 1).reshape(x.shape[1], -1)
+
+
+def _image_major(x: Tensor, like: Tensor) -> Tensor:
+    """(K, Q) -> (b, K, rows, W)."""
+    images, keys, rows, width = like.shape
+    return x.view(keys, images, rows, width).transpose(0, 1)
 
 
 def _query_major(x: Tensor) -> Tensor:
@@ -156,26 +170,26 @@ class _Corners:
     All arithmetic is on (K, Q) tensors, which are contiguous and so run at full vector width.
 
     Args:
-        offsets: (K, 2, rows, W), of one image and reference.
+        offsets: (b, K, 2, rows, W), of one reference; Q = b * rows * W.
         size: (h, w) of the value map.
         first_row: of these rows, in the query map.
         height: of the query map.
 
     Attributes:
-        index: (Q, 4K) int32 into the h * w pixels of the value map; some pixel where weight is 0.
+        index: (Q, 4K) int32 into the b * h * w pixels of the value maps; some pixel where weight is 0.
         weight: (4, K, Q); 0 for pixels outside the image.
     """
 
     def __init__(self, offsets: Tensor, size: Sequence[int], first_row: int, height: int) -> None:
         h, w = size
-        _, _, rows, width = offsets.shape
+        images, _, _, rows, width = offsets.shape
         self.dtype = torch.promote_types(offsets.dtype, torch.float32)
-        delta = offsets.to(self.dtype).flatten(2)  # K x 2 x Q
         device = offsets.device
-        column = torch.arange(width, device=device, dtype=self.dtype).repeat(rows)
+        column = torch.arange(width, device=device, dtype=self.dtype).repeat(images * rows)
         row = torch.arange(first_row, first_row + rows, device=device, dtype=self.dtype)
-        left, x_fraction = _split(column, delta[:, 0], width, w)
-        top, y_fraction = _split(row.repeat_interleave(width), delta[:, 1], height, h)
+        row = row.repeat_interleave(width).repeat(images)
+        left, x_fraction = _split(column, _key_major(offsets[:, :, 0], self.dtype), width, w)
+        top, y_fraction = _split(row, _key_major(offsets[:, :, 1], self.dtype), height, h)
         self._x_inside = [_is_inside(left, w), _is_inside(left + 1, w)]
         self._y_inside = [_is_inside(top, h), _is_inside(top + 1, h)]
         self._x_weight = [(1 - x_fraction) * self._x_inside[0], x_fraction * self._x_inside[1]]
@@ -185,6 +199,9 @@ class _Corners:
         left, top = left.clamp_(-1, w).int(), top.clamp_(-1, h).int()
         columns = [left.clamp(0, w - 1), (left + 1).clamp_(0, w - 1)]
         lines = [top.clamp(0, h - 1).mul_(w), (top + 1).clamp_(0, h - 1).mul_(w)]
+        if images > 1:  # each image has its own pixels
+            own = torch.arange(0, images * h * w, h * w, device=device, dtype=torch.int32)
+            lines = [line.add_(own.repeat_interleave(rows * width)) for line in lines]
         index = torch.stack([line + column for line in lines for column in columns])
         self.index = _query_major(index)
         self.weight = _outer(self._y_weight, self._x_weight)

@@ -88,10 +88,12 @@ def test_references_of_other_resolutions(sizes):
 
 
 def test_strips_change_nothing(monkeypatch):
-    *inputs, grad = make_inputs(2, 2, 3, 4, 13, 5)
+    *inputs, grad = make_inputs(3, 2, 3, 4, 13, 5)
     whole = output_and_gradients(cross_layer_gather, *inputs, grad)
-    monkeypatch.setattr("acla_nas.ops.gather._STRIP_ENTRIES", 4 * 3 * 5 * 4)
-    assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), whole, 1e-13)
+    image = 4 * 3 * 5 * 13
+    for entries in (4 * 3 * 5 * 4, 1, image, 2 * image):  # 4 rows, 1 row, an image, two images at a time
+        monkeypatch.setattr("acla_nas.ops.gather._STRIP_ENTRIES", entries)
+        assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), whole, 1e-13)
 
 
 @pytest.mark.parametrize(
