@@ -14,6 +14,12 @@ from acla_nas.data import imresize, save_image
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Start each test from the same random state, so that it does the same alone and in company."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of published images beside the checkout; its tests are skipped where it is absent."""

@@ -73,7 +73,8 @@ def test_weights_of_all_references_sum_to_one(image):
     layers = selected_keys(network_of("cla", num_keys=5), image, 2, (3, 4))
     assert sum(keys.weights.sum() for keys in layers) == pytest.approx(1, abs=1e-6)
     layers = selected_keys(network_of("acla", num_keys=5, renormalize=True), image, 2, (3, 4))
-    assert sum(keys.weights.sum() for keys in layers) == pytest.approx(1, abs=1e-5)
+    # A millionth of all keys' weight in the denominator is more of it where few are open.
+    assert sum(keys.weights.sum() for keys in layers) == pytest.approx(1, abs=1e-4)
     layers = selected_keys(network_of("acla", num_keys=16), image, 2, (3, 4))
     closed = np.concatenate([~keys.open for keys in layers])
     assert 0 < closed.sum() < len(closed)
