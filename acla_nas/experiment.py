@@ -17,7 +17,7 @@ from acla_nas.config import Config, build
 from acla_nas.data import list_images, load_image
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import Evaluation, evaluate
-from acla_nas.exporter import export, save_program
+from acla_nas.exporter import export, save_model, save_program
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, nni
 from acla_nas.searcher import SearchResult, search
@@ -86,7 +86,7 @@ def run_training(config: Config) -> Evaluation:
     inserted = ", ".join(map(str, arch.positions)) or "none"
     print(f"training {count:,} parameters, attention at positions: {inserted}, on {device}", flush=True)
     train(network, evaluator)
-    save_model(network, arch, folder)
+    save_model(arch, network.state_dict(), folder)
     return evaluate(network, task, paths, device=device)
 
 
@@ -111,16 +111,6 @@ def run_export(config: Config) -> Iterator[Path]:
         network = load_model(folder)
         channels = Arch.load(Path(folder, "arch.json")).input_shape[0]
         yield save_program(network, Path(folder, "model.pt2"), channels=channels)
-
-
-def save_model(network: nn.Module, arch: Arch, folder: str | Path) -> None:
-    """Write arch.json and weights.safetensors, from which :func:`load_model` builds the network."""
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    arch.save(folder / "arch.json")
-    state = {name: w.detach().cpu().contiguous() for name, w in network.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
 
 
 def load_model(folder: str | Path) -> nn.Module:

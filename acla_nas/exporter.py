@@ -117,6 +117,17 @@ def read_weights(weights: Weights) -> Mapping[str, Tensor]:
         raise AclaError(f"cannot read weights {weights}: {error}; give a .safetensors file") from None
 
 
+def save_model(arch: Arch, weights: Mapping[str, Tensor], folder: str | Path) -> Path:
+    """Write arch.json and weights.safetensors, which :func:`export` reads, into a folder and return it."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    arch.save(folder / "arch.json")
+    state = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+    save_file(state, folder / "weights.safetensors")
+    return folder
+
+
 def save_program(network: nn.Module, path: str | Path, *, channels: int = 3) -> Path:
     """Write a network as a PyTorch program (.pt2) for images of any size, checked against the network.
 

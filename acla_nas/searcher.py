@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from acla_nas.arch import Arch
+from acla_nas.exporter import save_model
 from acla_nas.nni_nas import Lightning, OneShotStrategy, RawFormatModelSpace, SequentialExecutionEngine
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training import epoch_history
@@ -34,12 +35,7 @@ class SearchResult:
 
     def save(self, folder: str | Path) -> Path:
         """Write arch.json and weights.safetensors into a folder and return it."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        self.arch.save(folder / "arch.json")
-        save_file({k: v.contiguous() for k, v in self.weights.items()}, folder / "weights.safetensors")
-        return folder
+        return save_model(self.arch, self.weights, folder)
 
 
 def search(space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightning) -> SearchResult:
@@ -65,13 +61,11 @@ def search(space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightni
     module = strategy.oneshot_module
     sample = module.export()
     arch = space.arch(sample)
-    inserted = [sample[f"insert/{j}"] for j in space.network.paths]
-    derived_keys = space.network.select(space.network.positions, sample["keys"])
-    table = strategy.cost.table(derived_keys, space.input_shape)
-    found = table.of(inserted)
+    table = module.tables[space.key_gate.num_keys.index(sample["keys"])]
+    found = table.of([sample[f"insert/{j}"] for j in space.network.paths])
     arch = arch.model_copy(
         update={
-            "cost": {strategy.cost.unit: found},
+            "cost": {table.unit: found},
             "provenance": {**arch.provenance, "strategy": type(strategy).__name__},
         }
     )

@@ -22,7 +22,7 @@ from acla_nas import export, search_spaces
 from acla_nas.cli import main
 from acla_nas.config import load_config
 from acla_nas.data import save_image
-from acla_nas.experiment import save_model
+from acla_nas.exporter import save_model
 from acla_nas.nni_nas import nni
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def model(tmp_path: Path) -> Path:
     """A run folder with an untrained network."""
     space = search_spaces.edsr(num_blocks=2, num_channels=4, num_keys=2)
     arch = space.arch({"insert/1": True, "insert/2": False, "keys": 2})
-    save_model(export(arch), arch, tmp_path / "model")
+    save_model(arch, export(arch).state_dict(), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -381,7 +381,7 @@ def test_arch_that_is_not_there(fails: Callable[..., str], tmp_path: Path) -> No
 def test_weights_of_another_shape(fails: Callable[..., str], model: Path, tmp_path: Path) -> None:
     wider = search_spaces.edsr(num_blocks=2, num_channels=6, num_keys=2)
     arch = wider.arch({"insert/1": True, "insert/2": False, "keys": 2})
-    save_model(export(arch), arch, tmp_path / "wider")
+    save_model(arch, export(arch).state_dict(), tmp_path / "wider")
     shutil.copy(tmp_path / "wider" / "weights.safetensors", model)
     message = fails("eval", CONFIG, f"models=[{model}]")
     assert message.startswith(

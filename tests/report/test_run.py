@@ -9,7 +9,7 @@ import acla_nas
 from acla_nas.cli import cli
 from acla_nas.data import embedded_images, load_image, save_image
 from acla_nas.errors import AclaError
-from acla_nas.experiment import save_model
+from acla_nas.exporter import save_model
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
         inserted = {f"insert/{j}": j != 2 and name != "bare" for j in (1, 2, 3)}
         sample = {**inserted, "keys": space.key_gate.num_keys[0]}
         (folder / name).mkdir()
-        save_model(space.freeze(sample), space.arch(sample), folder / name)
+        save_model(space.arch(sample), space.freeze(sample).state_dict(), folder / name)
     return folder
 
 
