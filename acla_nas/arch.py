@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from acla_nas._version import __version__
 from acla_nas.errors import AclaError
+from acla_nas.layout import check_layout
 
 if TYPE_CHECKING:
     from acla_nas.space import CrossLayerSpace
@@ -26,6 +27,8 @@ class Arch(BaseModel):
         positions: the inserted positions, 1-based.
         paths: position -> module path in the backbone.
         attention: ``name``, ``num_keys`` and further options of the attention modules.
+        layouts: module path -> layout of the feature there, such as "bchw" or "bnc"; detected again where
+            a file of an older version has none.
         input_shape: (C, H, W) that the space was built with.
         cost: cost model -> what the inserted modules cost, with the unit of that model.
         provenance: where the architecture comes from: strategy, seed, versions.
@@ -46,6 +49,7 @@ class Arch(BaseModel):
     positions: tuple[int, ...]
     paths: dict[int, str]
     attention: dict[str, Any]
+    layouts: dict[str, str] = Field(default_factory=dict)
     input_shape: tuple[int, ...] = (3, 48, 48)
     cost: dict[str, float] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -60,6 +64,10 @@ class Arch(BaseModel):
             self.attention.get("num_keys"), int
         ):
             raise ValueError("attention must have a name and num_keys")
+        for path, layout in self.layouts.items():
+            if path not in self.paths.values():
+                raise ValueError(f"layouts names {path!r}, which is not in paths")
+            check_layout(layout)
         return self
 
     @classmethod
@@ -71,6 +79,7 @@ class Arch(BaseModel):
             positions=tuple(positions),
             paths={j: space.network.paths[j] for j in positions},
             attention={**space.attention_options, "num_keys": num_keys},
+            layouts={path: space.layouts[path] for path in (space.network.paths[j] for j in positions)},
             input_shape=space.input_shape,
             provenance={"acla_nas": __version__},
         )

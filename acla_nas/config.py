@@ -71,6 +71,7 @@ class SearchRecipe(_Section):
     schedule: Literal["cosine", "halve"] = "cosine"
     halve_every: int = Field(200, ge=1)
     gradient_clip: float = Field(0.0, ge=0)
+    key_cost: float = Field(0.0, ge=0)
 
 
 class TrainRecipe(SearchRecipe):
@@ -78,6 +79,20 @@ class TrainRecipe(SearchRecipe):
 
     epochs: int = Field(1, ge=1)
     loss: Literal["l1", "mse"] = "l1"
+
+
+class Scoring(_Section):
+    """How a multi-trial strategy scores a candidate; one-shot strategies do not need it.
+
+    Attributes:
+        weights: a supernet's, which the candidates inherit: the run folder of a one-shot search, or its
+            supernet.safetensors. Where None, every candidate is trained for a short while, with the recipe
+            of ``search``.
+        epochs: of such a short training.
+    """
+
+    weights: PathName | None = None
+    epochs: int = Field(1, ge=1)
 
 
 class Compare(_Section):
@@ -107,6 +122,9 @@ class Config(_Section):
         strategy: name and options of a search strategy.
         data: images and patches.
         search: the recipe while searching.
+        scoring: of the candidates of a multi-trial strategy.
+        budget: what the found architecture may cost at most, such as "macs<=2e9"; no limit where None.
+        time_limit: minutes after which a search begins no further epoch or trial; no limit where None.
         train: the recipe for retraining.
         compare: what a comparison of many trainings consists of.
         arch: the architecture that ``acla-nas train`` trains: an arch.json, or "bare".
@@ -121,6 +139,9 @@ class Config(_Section):
     strategy: Named = Named(name="two_stage")
     data: Data = Data()
     search: SearchRecipe = SearchRecipe()
+    scoring: Scoring = Scoring()
+    budget: str | None = None
+    time_limit: float | None = Field(None, gt=0)
     train: TrainRecipe = TrainRecipe()
     compare: Compare = Compare()
     arch: PathName = "bare"

@@ -13,14 +13,16 @@ from torch import nn
 from acla_nas import attention as attentions
 from acla_nas import search_spaces, strategies, tasks
 from acla_nas.arch import Arch
-from acla_nas.config import Config, build
-from acla_nas.data import list_images, load_image
+from acla_nas.config import Config, build, load_config
+from acla_nas.cost import LatencyCost
+from acla_nas.data import list_images, load_image, split_fold
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import Evaluation, evaluate
-from acla_nas.exporter import export, save_model, save_program
+from acla_nas.exporter import export, save_model, save_program, save_weights
+from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, nni
-from acla_nas.searcher import SearchResult, search
+from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
 from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
@@ -33,32 +35,81 @@ _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_c
 
 
 def run_search(config: Config) -> SearchResult:
-    """Search as a configuration says; write config.yml, metrics.csv, arch.json, weights and summary.json.
+    """Search as a configuration says; write its run folder.
 
-    Within a trial of an NNI experiment, the final validation PSNR is reported to NNI.
+    Of every search: config.yml, arch.json, weights.safetensors and summary.json. Of a one-shot search:
+    metrics.csv, and the supernet's weights in supernet.safetensors. Of a multi-trial search: all candidates
+    in candidates.json, and the Pareto front in front.md and front.png.
+
+    A search that was stopped goes on when it is run again. Within a trial of an NNI experiment, the final
+    validation PSNR is reported to NNI.
+
+    Raises:
+        AclaError: the folder holds an unfinished search of another configuration, or a training.
     """
     folder = Path(config.run)
     device = choose_device(config)
-    _seed(config)
+    _check_unfinished(config, folder / "search.ckpt")
+    seed_everything(config)
     task, space = make_task(config), make_space(config)
-    strategy = build("strategy", strategies.get(config.strategy.name), config.strategy.options)
+    strategy = make_strategy(config)
     config.save(folder)
-    evaluator = _evaluator(config, task, folder, config.search.model_dump())
     print(f"searching {len(space.positions)} positions of {config.space.name} on {device}", flush=True)
-    result = search(space, strategy, evaluator)
+    scorer: Any
+    if isinstance(strategy, MultiTrial):
+        scorer = _scorer(config, task, space)
+    else:
+        scorer = _evaluator(config, task, folder, config.search.model_dump())
+    result = search(
+        space, strategy, scorer, folder=folder, budget=config.budget, time_limit=config.time_limit
+    )
     result.save(folder)
     network = export(result.arch, weights=result.weights)
     summary = {
         "positions": list(result.arch.positions),
         "cost": result.arch.cost,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "val_psnr": result.history[-1]["val_psnr"],
+        "val_psnr": _final_psnr(config, task, network, result),
         "strategy": config.strategy.model_dump(),
     }
+    if result.candidates:
+        _write_candidates(result, folder)
+    else:
+        save_weights(
+            {f"network.{name}": w for name, w in space.network.state_dict().items()},
+            folder / "supernet.safetensors",
+        )
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if nni.get_current_parameter() is not None:
         nni.report_final_result(summary["val_psnr"])
     return result
+
+
+def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchResult) -> float:
+    """Return the PSNR of what was found, on the validation images."""
+    if result.candidates:
+        return next(
+            c.quality
+            for c in result.candidates
+            if c.arch.positions == result.arch.positions and c.arch.attention == result.arch.attention
+        )
+    if config.budget is None:
+        return float(result.history[-1]["val_psnr"])
+    # The history is of what the gates say, not of what is within the budget.
+    return evaluate(network, task, validation_images(config), device=choose_device(config)).psnr
+
+
+def _write_candidates(result: SearchResult, folder: Path) -> None:
+    from acla_nas.report.front import draw_front, front_table
+
+    unit = next(iter(result.arch.cost))
+    rows = [
+        {"quality": c.quality, "cost": c.cost, "front": c in result.front, "arch": c.arch.model_dump()}
+        for c in result.candidates
+    ]
+    (folder / "candidates.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (folder / "front.md").write_text(front_table(result.candidates, unit), encoding="utf-8")
+    draw_front(result.candidates, folder / "front.png", unit)
 
 
 def run_training(config: Config) -> Evaluation:
@@ -71,13 +122,15 @@ def run_training(config: Config) -> Evaluation:
             space = make_space(config)
         arch = space.arch({"keys": space.key_gate.num_keys[0]})
     else:
+        import_named(config)
         arch = Arch.load(config.arch)
     if (folder / "summary.json").exists():
         raise AclaError(f"run folder {folder} holds a search, which training would overwrite; set run=DIR")
     paths = list_images(config.data.test, "test")
     for path in paths:
         load_image(path)  # now, not after the training
-    _seed(config)
+    _check_unfinished(config, folder / "training.ckpt")
+    seed_everything(config)
     network = export(arch)
     check_scale(network, task, config.arch)
     config.save(folder)
@@ -85,7 +138,7 @@ def run_training(config: Config) -> Evaluation:
     count = sum(p.numel() for p in network.parameters())
     inserted = ", ".join(map(str, arch.positions)) or "none"
     print(f"training {count:,} parameters, attention at positions: {inserted}, on {device}", flush=True)
-    train(network, evaluator)
+    train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
     save_model(arch, network.state_dict(), folder)
     return evaluate(network, task, paths, device=device)
 
@@ -95,6 +148,7 @@ def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
     device = choose_device(config)
     task = make_task(config)
     paths = list_images(config.data.test, "test")
+    import_named(config)
     models = [(name, load_model(name)) for name in config.models]
     for name, model in models:
         check_scale(model, task, name)
@@ -107,6 +161,7 @@ def run_export(config: Config) -> Iterator[Path]:
     """Write each model as model.pt2 into its run folder, and load it back to see that it is the same."""
     if not config.models:
         raise AclaError("nothing to export: give models=[RUN_FOLDER]")
+    import_named(config)
     for folder in config.models:
         network = load_model(folder)
         channels = Arch.load(Path(folder, "arch.json")).input_shape[0]
@@ -124,6 +179,16 @@ def load_model(folder: str | Path) -> nn.Module:
         if not (folder / name).is_file():
             raise AclaError(f"model {folder} has no {name}; give the run folder of a search or a training")
     return export(folder / "arch.json", weights=folder / "weights.safetensors")
+
+
+def import_named(config: Config) -> None:
+    """Import what a configuration names as MODULE:NAME, so that an architecture's file may name it too.
+
+    Raises:
+        AclaError: an unknown search space or attention, or a module that cannot be imported.
+    """
+    search_spaces.get(config.space.name)
+    attentions.get(str(config.space.options.get("attention", "acla")))
 
 
 def make_task(config: Config) -> Task:
@@ -145,7 +210,20 @@ def make_space(config: Config) -> CrossLayerSpace:
                 f"leave space.{option} out"
             )
     passes_on: list[Callable[..., Any]] = [CrossLayerSpace.plain_init, attention]
-    return build("space", make, options, passes_on=passes_on, reserved=_INTERNAL)
+    return build("space", make, options, passes_on=passes_on, reserved=_INTERNAL - set(parameters))
+
+
+def make_strategy(config: Config) -> Strategy:
+    """Return the strategy of a configuration; its seed is the configuration's unless it has its own."""
+    make = strategies.get(config.strategy.name)
+    options = config.strategy.options
+    bases = make.__mro__[1:] if inspect.isclass(make) else ()
+    passes_on = [base for base in bases if "__init__" in vars(base) and base is not object]
+    if any("seed" in inspect.signature(taker).parameters for taker in (make, *passes_on)):
+        options.setdefault("seed", config.seed)
+    if options.get("cost") == "latency":
+        options["cost"] = LatencyCost(choose_device(config))
+    return build("strategy", make, options, passes_on=passes_on)
 
 
 def check_scale(network: nn.Module, task: Task, name: Any) -> None:
@@ -183,23 +261,52 @@ def choose_device(config: Config) -> str:
 
 
 def _evaluator(config: Config, task: Task, folder: Path, recipe: dict[str, Any]) -> Lightning:
-    return make_evaluator(
-        task,
-        train=config.data.train,
-        validation=config.data.validation,
-        fold=config.data.fold,
-        folds=config.data.folds,
-        patch_size=config.data.patch_size,
-        batch_size=config.data.batch_size,
-        workers=config.data.workers,
-        seed=config.seed,
-        run_dir=folder,
-        device=choose_device(config),
-        **recipe,
-    )
+    return make_evaluator(task, run_dir=folder, **_data(config), **recipe)
 
 
-def _seed(config: Config) -> None:
-    from pytorch_lightning import seed_everything
+def _data(config: Config) -> dict[str, Any]:
+    """Return the arguments of make_evaluator that say what is trained on, and where."""
+    data = config.data.model_dump(exclude={"test"})
+    return {**data, "seed": config.seed, "device": choose_device(config)}
 
-    seed_everything(config.seed, verbose=False)
+
+def _scorer(config: Config, task: Task, space: CrossLayerSpace) -> Any:
+    """Return what scores a candidate of a multi-trial strategy."""
+    from acla_nas.scoring import InheritedWeights, ShortTraining, load_supernet
+
+    scoring = config.scoring
+    if scoring.weights is not None:
+        load_supernet(space, scoring.weights)
+        return InheritedWeights(task, validation_images(config), device=choose_device(config))
+    recipe = config.search.model_dump()
+    return ShortTraining(task, epochs=scoring.epochs, **_data(config), **recipe)
+
+
+def _check_unfinished(config: Config, checkpoint: Path) -> None:
+    """Refuse to go on with what another configuration has begun."""
+    path = checkpoint.with_name("config.yml")
+    if not (checkpoint.exists() and path.exists()):
+        return
+    then, now = load_config(str(path)).model_dump(), config.model_dump()
+    free = {"run", "device", "models", "time_limit", "budget", "compare"}
+    different = sorted(key for key in now if key not in free and then[key] != now[key])
+    if different:
+        raise AclaError(
+            f"run folder {checkpoint.parent} holds an unfinished run with another {', '.join(different)}: "
+            f"set run=DIR to begin a new one, or remove {checkpoint.name} there"
+        )
+
+
+def seed_everything(config: Config) -> None:
+    """Set all random states from the configuration's seed."""
+    import pytorch_lightning as pl
+
+    pl.seed_everything(config.seed, verbose=False)
+
+
+def validation_images(config: Config) -> list[Path]:
+    """Return the images that are scored while searching: those of the fold, if the configuration has one."""
+    data = config.data
+    if data.fold is None:
+        return list_images(data.validation, "validation")
+    return list(split_fold(list_images(data.train, "train"), data.fold, data.folds)[1])

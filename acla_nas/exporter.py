@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acla_nas import attention as attentions
 from acla_nas.arch import Arch
 from acla_nas.errors import AclaError
 from acla_nas.network import Backbone, CrossLayerNetwork, copy_backbone
@@ -59,8 +60,14 @@ def export(
         if path not in modules:
             raise AclaError(f"the backbone has no module {path!r}, position {j} of the architecture")
     options = dict(arch.attention)
+    attentions.get(options["name"], imports=False)  # no file decides what is imported
     network = CrossLayerNetwork.dense(
-        copy_backbone(module), arch.paths, options.pop("name"), input_shape=arch.input_shape, **options
+        copy_backbone(module),
+        arch.paths,
+        options.pop("name"),
+        input_shape=arch.input_shape,
+        layouts=arch.layouts,
+        **options,
     )
     if weights is not None:
         load_weights(network, weights)
@@ -119,13 +126,18 @@ def read_weights(weights: Weights) -> Mapping[str, Tensor]:
 
 def save_model(arch: Arch, weights: Mapping[str, Tensor], folder: str | Path) -> Path:
     """Write arch.json and weights.safetensors, which :func:`export` reads, into a folder and return it."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     arch.save(folder / "arch.json")
-    state = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
-    save_file(state, folder / "weights.safetensors")
+    save_weights(weights, folder / "weights.safetensors")
     return folder
+
+
+def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> Path:
+    """Write weights as a safetensors file and return its path."""
+    from safetensors.torch import save_file
+
+    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, path)
+    return Path(path)
 
 
 def save_program(network: nn.Module, path: str | Path, *, channels: int = 3) -> Path:
@@ -140,12 +152,20 @@ def save_program(network: nn.Module, path: str | Path, *, channels: int = 3) -> 
         channels: of the network's input.
 
     Raises:
-        AclaError: the program read back differs from the network by more than 1e-5.
+        AclaError: the network fixes its sizes when it is exported, as many with windows do; the program
+            read back differs from the network by more than 1e-5.
     """
     network = network.eval()
     example = torch.rand(2, channels, 24, 32)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    program = torch.export.export(network, (example,), dynamic_shapes=((sizes,),))
+    try:
+        program = torch.export.export(network, (example,), dynamic_shapes=((sizes,),))
+    except Exception as error:
+        reason = str(error).split("\n")[0][:160]
+        raise AclaError(
+            f"the network cannot be written for images of any size: {reason}; write it for one size: "
+            "torch.export.save(torch.export.export(network, (image,)), path)"
+        ) from error
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
     for size in ((24, 32), (17, 40)):

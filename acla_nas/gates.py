@@ -85,6 +85,10 @@ class GumbelInsertGate(BaseSuperNetModule):
         with torch.no_grad():
             return bool(gumbel_gate(self.alpha))
 
+    def probability(self) -> Tensor:
+        """Return the probability that the gate is open, with its gradient."""
+        return self.alpha.sigmoid()
+
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return alpha_j."""
         return [self.alpha]
@@ -111,9 +115,7 @@ class GumbelKeyGate(BaseSuperNetModule):
         self.label, self.num_keys = gate.label, gate.num_keys
         self.alpha = nn.Parameter(torch.zeros(len(gate.num_keys)))
         self.temperature = 1.0
-        counts = torch.tensor(gate.num_keys).unsqueeze(1)
-        opened = torch.arange(max(gate.num_keys)).unsqueeze(0) < counts  # choices x K
-        self.register_buffer("opened", opened.to(self.alpha.dtype), persistent=False)
+        self.register_buffer("opened", opened_keys(gate.num_keys), persistent=False)
 
     def forward(self) -> Tensor | None:
         """Return the (K,) 0/1 gates, or None where there is no choice."""
@@ -126,6 +128,10 @@ class GumbelKeyGate(BaseSuperNetModule):
         if self.training:
             return nn.functional.gumbel_softmax(self.alpha, tau=self.temperature, hard=True)
         return nn.functional.one_hot(self.alpha.argmax(), len(self.num_keys)).to(self.alpha.dtype)
+
+    def probability(self) -> Tensor:
+        """Return the probability of each number of keys, with its gradient."""
+        return self.alpha.softmax(0)
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return the sampling parameters; none where there is no choice."""
@@ -143,3 +149,9 @@ class GumbelKeyGate(BaseSuperNetModule):
         """Return the probability of each choice."""
         probabilities = self.alpha.detach().softmax(0).tolist()
         return {self.label: dict(zip(self.num_keys, probabilities))}
+
+
+def opened_keys(num_keys: Sequence[int]) -> Tensor:
+    """Return which keys each number of keys opens: 0/1, (choices, largest K)."""
+    counts = torch.tensor(list(num_keys)).unsqueeze(1)
+    return (torch.arange(max(num_keys)).unsqueeze(0) < counts).to(torch.get_default_dtype())

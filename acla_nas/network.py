@@ -5,19 +5,39 @@ from __future__ import annotations
 import copy
 import fnmatch
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from acla_nas import attention as attentions
 from acla_nas.attention import Attention, Feature
 from acla_nas.errors import AclaError, unknown_name
+from acla_nas.layout import from_map, to_map
+from acla_nas.trace import Place, trace
 
 Backbone = nn.Module | Callable[[], nn.Module]
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What the hooks keep during one forward pass, and autograd for as long as it may need it."""
+
+    gates: Mapping[int, Tensor | bool]
+    key_gates: Tensor | None
+    with_grad: bool
+    features: dict[str, Tensor] = field(default_factory=dict)  # x^j as maps, in the order of execution
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of what grids of tokens refer to
+
+    def is_on(self, name: str) -> bool:
+        gate = self.gates.get(int(name), True)
+        return bool(gate.detach()) if isinstance(gate, Tensor) else gate
 
 
 class CrossLayerNetwork(nn.Module):
@@ -25,13 +45,18 @@ class CrossLayerNetwork(nn.Module):
 
     The backbone is not edited: a forward hook at each position keeps the feature x^j found there,
     before attention, and adds the module's update to it. A module refers to all inserted positions up
-    to and including its own.
+    to and including its own. Attention sees every feature as a (B, C, H, W) map, whatever its layout in
+    the backbone is. Of a module that returns several values the feature is replaced and the others pass.
 
     Args:
-        backbone: any module whose positions are run exactly once per forward pass and return a
-            (B, C, H, W) tensor.
-        paths: position (1-based, in the order of execution) -> module path, of the inserted positions.
+        backbone: any module whose positions are run exactly once per forward pass.
+        places: position (1-based, in the order of execution) -> where its feature is found, of the
+            inserted positions.
         attention: position -> its attention module, whose references are named by their positions.
+
+    Raises:
+        AclaError: in a pass: a position is run more than once, returns another layout than when it was
+            traced, or is run without gradients while the network is trained.
 
     Example:
         >>> backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1))
@@ -41,17 +66,21 @@ class CrossLayerNetwork(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, paths: Mapping[int, str], attention: Mapping[int, Attention]
+        self, backbone: nn.Module, places: Mapping[int, Place], attention: Mapping[int, Attention]
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.paths = dict(paths)
+        self.places = dict(places)
         self.attention = nn.ModuleDict({str(j): module for j, module in attention.items()})
-        self._features: dict[str, Tensor] | None = None  # None outside forward: the hooks do nothing
-        self._gates: Mapping[int, Tensor | bool] = {}
-        self._key_gates: Tensor | None = None
-        for j, path in self.paths.items():
-            backbone.get_submodule(path).register_forward_hook(functools.partial(self._insert, str(j)))
+        self._pass: _Pass | None = None  # None outside forward: the hooks do nothing
+        self._in_backward: Callable[[], _Pass | None] = _no_pass
+        for j, place in self.places.items():
+            self._hook(place.path, functools.partial(self._insert, str(j)))
+        for source in {place.grid.source for place in self.places.values() if place.grid is not None} - {""}:
+            self._hook(source, functools.partial(self._measure, source))
+
+    def _hook(self, path: str, hook: Callable[..., Any]) -> None:
+        self.backbone.get_submodule(path).register_forward_hook(hook)
 
     @classmethod
     def dense(
@@ -62,28 +91,46 @@ class CrossLayerNetwork(nn.Module):
         *,
         num_keys: int | None = None,
         input_shape: Sequence[int] = (3, 48, 48),
+        layouts: Mapping[str, str] | str | None = None,
+        sort: bool = False,
         **options: Any,
     ) -> CrossLayerNetwork:
-        """Insert an attention module after every position, each referring to all up to its own."""
+        """Insert an attention module after every position, each referring to all up to its own.
+
+        The modules get the device and the dtype of the backbone. For layouts and sort see
+        :func:`acla_nas.trace.trace`.
+        """
         make = attentions.get(attention)
         if _BACKBONE_ONLY.get():
             return cls(backbone, {}, {})
-        features = trace_features(backbone, paths, input_shape)
+        places = trace(functools.partial(copy_backbone, backbone), paths, input_shape, layouts, sort=sort)
         if num_keys is not None:
             options["num_keys"] = num_keys
+        weight = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
         modules = {}
-        for j in paths:
-            channels = {str(l): features[l].channels for l in paths if l <= j}
+        for j, place in places.items():
+            channels = {str(l): places[l].feature.channels for l in places if l <= j}
             try:
-                modules[j] = make(features[j].channels, reference_channels=channels, **options)
+                module = make(place.feature.channels, reference_channels=channels, **options)
             except TypeError as error:
                 raise AclaError(f"attention {attention!r} does not take these options: {error}") from None
-        return cls(backbone, paths, modules)
+            modules[j] = module.to(weight.device, weight.dtype)
+        return cls(backbone, places, modules)
 
     @property
     def positions(self) -> tuple[int, ...]:
         """The inserted positions, 1-based."""
-        return tuple(self.paths)
+        return tuple(self.places)
+
+    @property
+    def paths(self) -> dict[int, str]:
+        """Position -> module path in the backbone."""
+        return {j: place.path for j, place in self.places.items()}
+
+    @property
+    def layouts(self) -> dict[str, str]:
+        """Module path -> layout of the feature there, such as "bchw" or "bnc"."""
+        return {place.path: place.layout for place in self.places.values()}
 
     def forward(
         self,
@@ -101,35 +148,116 @@ class CrossLayerNetwork(nn.Module):
                 Positions without one are inserted.
             key_gates: (K,) 0/1 tensor, for its gradient: which keys count.
         """
-        self._features, self._gates, self._key_gates = {}, gates or {}, key_gates
+        running = _Pass(gates or {}, key_gates, torch.is_grad_enabled())
+        for tensor in tree_leaves((inputs, kwargs)):
+            if isinstance(tensor, Tensor) and tensor.dim() >= 4:
+                running.sizes[""] = (tensor.shape[-2], tensor.shape[-1])
+                break
+        self._pass = running
         try:
-            return self.backbone(*inputs, **kwargs)
+            output = self.backbone(*inputs, **kwargs)
         finally:
-            self._features, self._gates, self._key_gates = None, {}, None
+            self._pass = None
+        if running.with_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            for tensor in tree_leaves(output):
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    tensor.register_hook(functools.partial(self._start_backward, running))
+        return output
 
-    def _insert(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        gate = self._gates.get(int(name), True)
-        features = self._features
-        if features is None or gate is False:
+    def _start_backward(self, running: _Pass, grad: Tensor) -> None:
+        """Remember whose backward pass it is: a checkpointed part of the backbone is run again in it."""
+        self._in_backward = weakref.ref(running)
+
+    def _running(self) -> _Pass | None:
+        """Return the pass that a hook is called in: forward, or the backward pass that runs it again."""
+        if self._pass is not None or torch.compiler.is_compiling():
+            return self._pass
+        return self._in_backward() if torch._C._current_graph_task_id() != -1 else None
+
+    def _measure(self, source: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self._pass is not None:
+            self._pass.sizes[source] = (output.shape[2], output.shape[3])
+
+    def _insert(self, name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
+        running = self._running()
+        gate = True if running is None else running.gates.get(int(name), True)
+        if running is None or gate is False:
             return None
-        features[name] = output
+        leaves, structure = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
+        place = self.places[int(name)]
+        found = leaves[place.leaf]
+        features = self._seen(name, running, self._as_map(place, found, running))
+        query, attention = features[name], self.attention[name]
         if gate is not True and not gate.detach():
             # Gated off: of all gradients only the gate's own, <dL/dz, H y>, is not zero, and references
             # that are gated off as well have no part in it.
-            seen = {l: x for l, x in features.items() if l == name or self._is_on(l)}
+            seen = {l: x for l, x in features.items() if l == name or running.is_on(l)}
             with torch.no_grad():
-                update = self.attention[name](output, seen, {}, self._key_gates)
+                update = attention(query, seen, {}, running.key_gates)
         else:
             # s_l s_j is s_j where l = j, so within its own module the position's gate is left out.
             gates = {
-                l: g for l in features if l != name and isinstance(g := self._gates.get(int(l), True), Tensor)
+                l: g
+                for l in features
+                if l != name and isinstance(g := running.gates.get(int(l), True), Tensor)
             }
-            update = self.attention[name](output, dict(features), gates, self._key_gates)
-        return output + (update if gate is True else gate * update)
+            update = attention(query, features, gates, running.key_gates)
+        update = from_map(update, place.layout).to(found.dtype)
+        result = found + (update if gate is True else gate * update)
+        if found.is_contiguous():
+            result = result.contiguous()  # what follows may rely on it
+        if structure is None:
+            return result
+        leaves[place.leaf] = result
+        return tree_unflatten(leaves, structure)
 
-    def _is_on(self, name: str) -> bool:
-        gate = self._gates.get(int(name), True)
-        return bool(gate.detach()) if isinstance(gate, Tensor) else gate
+    def _seen(self, name: str, running: _Pass, query: Tensor) -> dict[str, Tensor]:
+        """Return the features of the inserted positions up to this one, and keep this one's."""
+        if self._pass is None:  # run again in the backward pass: those after it are there already
+            if not running.features[name].requires_grad:
+                raise _no_gradients(self.places[int(name)].path)
+            before = list(running.features)[: list(running.features).index(name)]
+            return {**{l: running.features[l] for l in before}, name: query}
+        path = self.places[int(name)].path
+        if name in running.features:
+            raise AclaError(
+                f"position {path!r} is run more than once for this input: leave it out of positions"
+            )
+        if self.training and running.with_grad and not torch.is_grad_enabled():
+            raise _no_gradients(path)
+        running.features[name] = query
+        return dict(running.features)
+
+    def _as_map(self, place: Place, x: Any, running: _Pass) -> Tensor:
+        """Return what was found at a place as a (B, C, H, W) map."""
+        if not isinstance(x, Tensor) or x.dim() != len(place.layout):
+            shown = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise AclaError(
+                f"position {place.path!r} returns {shown} for this input, but {place.layout!r} for that of "
+                "input_shape: leave it out of positions"
+            )
+        if place.grid is None:
+            return to_map(x, place.layout)
+        size = place.grid.size(*running.sizes[place.grid.source])
+        tokens = x.shape[place.layout.index("n")]
+        if not torch.jit.is_tracing() and size[0] * size[1] != tokens:
+            source = f"what {place.grid.source!r} returns" if place.grid.source else "the network's input"
+            raise AclaError(
+                f"position {place.path!r} returns {tokens} tokens, which are not the {size[0]} x {size[1]} "
+                f"pixels that {source} has (times {place.grid.scale}): use inputs like that of input_shape, "
+                "or leave the position out"
+            )
+        return to_map(x, place.layout, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pass": None, "_in_backward": _no_pass}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CrossLayerNetwork:
+        memo.update(_computed_tensors(self.backbone))
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def select(self, positions: Sequence[int], num_keys: int | None = None) -> CrossLayerNetwork:
         """Return a copy with modules at these positions only, with the weights they have here."""
@@ -141,10 +269,22 @@ class CrossLayerNetwork(nn.Module):
             for j in positions
         }
         backbone = copy_backbone(self.backbone)
-        return CrossLayerNetwork(backbone, {j: self.paths[j] for j in positions}, chosen)
+        return CrossLayerNetwork(backbone, {j: self.places[j] for j in positions}, chosen)
 
     def _attention_at(self, position: int) -> Attention:
         return self.attention[str(position)]  # type: ignore[return-value]
+
+
+def _no_pass() -> None:
+    return None
+
+
+def _no_gradients(path: str) -> AclaError:
+    return AclaError(
+        f"position {path!r} is run without gradients, so its attention would not be trained: it is under "
+        "torch.no_grad, or under torch.utils.checkpoint with use_reentrant=True; set that to False, switch "
+        "checkpointing off, or choose positions outside"
+    )
 
 
 _BACKBONE_ONLY: ContextVar[bool] = ContextVar("backbone_only", default=False)
@@ -170,96 +310,73 @@ def copy_backbone(backbone: nn.Module) -> nn.Module:
             if isinstance(getattr(getattr(hook, "func", None), "__self__", None), CrossLayerNetwork):
                 del hooks[key]
     try:
-        return copy.deepcopy(backbone)
+        return copy.deepcopy(backbone, _computed_tensors(backbone))
     finally:
         for hooks, items in before:
             hooks.clear()
             hooks.update(items)  # in their order
 
 
-def find_positions(backbone: nn.Module, positions: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the module paths that positions name: a glob such as "body.*", or a list of paths.
+def _computed_tensors(backbone: nn.Module) -> dict[int, Any]:
+    """Return copies, by id, of attributes that were computed from weights: PyTorch refuses to copy them."""
+    return {
+        id(value): value.detach().clone()
+        for module in backbone.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
 
-    ``*`` does not cross a dot: "body.*" names the children of ``body``, not theirs. The order is that
-    of the module tree for a glob, and as given for a list.
+
+def find_positions(backbone: nn.Module, positions: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the module paths that positions name: paths or globs such as "body.*", one or a list of them.
+
+    ``*`` does not cross a dot: "body.*" names the children of ``body``, not theirs; "body.**.conv" names
+    every ``conv`` below ``body``. The order is that of the list, and within a glob that of the module tree.
 
     Raises:
         AclaError: nothing matches, or a path is not a module of the backbone.
     """
-    known = [name for name, _ in backbone.named_modules() if name]
-    if isinstance(positions, str):
-        depth = positions.count(".")
-        found = tuple(n for n in known if n.count(".") == depth and fnmatch.fnmatchcase(n, positions))
-        if not found:
-            raise unknown_name("positions", positions, [n for n in known if n.count(".") <= depth][:40])
-        return found
-    for path in positions:
-        if path not in known:
-            raise unknown_name("position", path, known[:200])
-    if not positions or len(set(positions)) < len(positions):
+    known = [name for name, _ in backbone.named_modules(remove_duplicate=False) if name]
+    found: list[str] = []
+    for pattern in [positions] if isinstance(positions, str) else positions:
+        if pattern in known:
+            found.append(pattern)
+        elif not is_glob(pattern):
+            raise unknown_name("position", pattern, known[:200])
+        else:
+            parts = pattern.split(".")
+            matched = [name for name in known if _matches(name.split("."), parts)]
+            if not matched:
+                depth = pattern.count(".")
+                raise unknown_name("positions", pattern, [n for n in known if n.count(".") <= depth][:40])
+            found.extend(matched)
+    if not found or len(set(found)) < len(found):
         raise AclaError(f"positions must be different module paths, at least one: {list(positions)}")
-    return tuple(positions)
+    return tuple(found)
+
+
+def is_glob(pattern: str) -> bool:
+    """Return whether a name of positions is a glob, not the path of one module."""
+    return any(c in pattern for c in "*?[")
+
+
+def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return _matches(name, pattern[1:]) or (bool(name) and _matches(name[1:], pattern))
+    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 
 def trace_features(
-    backbone: nn.Module, paths: Mapping[int, str], input_shape: Sequence[int]
+    backbone: nn.Module,
+    paths: Mapping[int, str],
+    input_shape: Sequence[int],
+    layouts: Mapping[str, str] | str | None = None,
 ) -> dict[int, Feature]:
     """Return the size of the feature at each position for one input of the given (C, H, W).
 
-    Runs a copy of the backbone on PyTorch's meta device, so it costs no arithmetic; on the backbone's own
-    device where it cannot run there.
-
-    Raises:
-        AclaError: the backbone does not take such an input; a position is not run, is run more than once
-            or out of order, or does not return a (B, C, H, W) tensor.
+    The backbone is left as it is; for how it is run and what is raised see :func:`acla_nas.trace.trace`.
     """
-    own_device = next(backbone.parameters(), torch.empty(0)).device
-    try:
-        seen = _run_recorded(backbone, paths, input_shape, torch.device("meta"))
-    except Exception:
-        try:
-            seen = _run_recorded(backbone, paths, input_shape, own_device)
-        except Exception as error:
-            raise AclaError(
-                f"the backbone does not run on an input (C, H, W) of {tuple(input_shape)}: "
-                f"{' '.join(str(error).split())[:200]}; set input_shape to one that it takes"
-            ) from error
-
-    order = [j for j, _ in seen]
-    for j, path in paths.items():
-        if order.count(j) != 1:
-            raise AclaError(
-                f"position {path!r} is run {order.count(j)} times in a forward pass, not once: "
-                "leave it out of positions"
-            )
-    if order != sorted(order):
-        raise AclaError(
-            f"positions must be given in the order in which they are run: {[paths[j] for j in order]}"
-        )
-    features = {}
-    for j, output in seen:
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise AclaError(
-                f"position {paths[j]!r} returns {shape}, not a (B, C, H, W) tensor: leave it out of positions"
-            )
-        features[j] = Feature(*output.shape[1:])
-    return features
-
-
-def _run_recorded(
-    backbone: nn.Module, paths: Mapping[int, str], input_shape: Sequence[int], device: torch.device
-) -> list[tuple[int, Any]]:
-    """Run a copy of the backbone once; return (position, output) in the order of execution."""
-    seen: list[tuple[int, Any]] = []
-    copied = copy_backbone(backbone).to(device).eval()
-    for j, path in paths.items():
-
-        def record(module: nn.Module, inputs: Any, output: Any, j: int = j) -> None:
-            seen.append((j, output))
-
-        copied.get_submodule(path).register_forward_hook(record)
-    dtype = next(backbone.parameters(), torch.empty(0)).dtype
-    with torch.no_grad():
-        copied(torch.zeros(1, *input_shape, dtype=dtype, device=device))
-    return seen
+    places = trace(functools.partial(copy_backbone, backbone), paths, input_shape, layouts)
+    return {j: place.feature for j, place in places.items()}

@@ -13,15 +13,19 @@ with warnings.catch_warnings():
     from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
     from nni.nas.execution import SequentialExecutionEngine
     from nni.nas.nn.pytorch import ModelSpace, MutableModule
+    from nni.nas.oneshot.pytorch import strategy as nni_one_shot
     from nni.nas.oneshot.pytorch.base_lightning import BaseOneShotLightningModule
-    from nni.nas.oneshot.pytorch.strategy import OneShotStrategy
+    from nni.nas.oneshot.pytorch.profiler import ExpectationProfilerPenalty
     from nni.nas.oneshot.pytorch.supermodule.base import BaseSuperNetModule
     from nni.nas.space import RawFormatModelSpace
+
+OneShotStrategy = nni_one_shot.OneShotStrategy
 
 __all__ = [
     "BaseOneShotLightningModule",
     "BaseSuperNetModule",
     "DataLoader",
+    "ExpectationProfilerPenalty",
     "Lightning",
     "LightningModule",
     "ModelSpace",
@@ -32,6 +36,7 @@ __all__ = [
     "Trainer",
     "label_scope",
     "nni",
+    "nni_one_shot",
 ]
 
 # Told at every fit, and no concern of the user's: our loaders and loggers are as we mean them to be.
@@ -40,3 +45,6 @@ warnings.filterwarnings("ignore", message=r".*does not have many workers which m
 logging.getLogger("nni.nas.evaluator.pytorch.lightning").setLevel(logging.ERROR)
 logging.getLogger("nni.nas.strategy.base").setLevel(logging.CRITICAL)  # what is raised says more
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+warnings.filterwarnings(
+    "ignore", message="Direct export from RandomOneShot returns an arbitrary"
+)  # documented

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from acla_nas.arch import Arch
+from acla_nas.budget import Budget
+from acla_nas.candidate import Candidate, pareto_front
+from acla_nas.errors import AclaError
 from acla_nas.exporter import save_model
-from acla_nas.nni_nas import Lightning, OneShotStrategy, RawFormatModelSpace, SequentialExecutionEngine
+from acla_nas.multi_trial import MultiTrial
+from acla_nas.nni_nas import Lightning, OneShotStrategy
+from acla_nas.one_shot import run_one_shot
 from acla_nas.space import CrossLayerSpace
-from acla_nas.training import epoch_history
+
+Strategy: TypeAlias = OneShotStrategy | MultiTrial
+Scorer = Callable[[nn.Module], float]
 
 
 @dataclass
@@ -22,30 +30,61 @@ class SearchResult:
     Attributes:
         arch: the derived architecture.
         cost: what its inserted modules cost, in the unit of the strategy's cost model.
-        history: one dict per epoch: epoch, val_psnr (dB), train_loss, expected cost, open gates, ..
-        weights: the derived network's part of the supernet's weights.
-        probabilities: position -> probability of insertion at the end.
+        history: of a one-shot strategy, one dict per epoch: epoch, val_psnr (dB), train_loss, expected cost,
+            open gates, ..; of a multi-trial one, one per trial: trial, positions, quality, cost.
+        weights: the derived network's: its part of the supernet's, or those that its trial trained.
+        probabilities: position -> probability of insertion at the end; empty after a multi-trial search.
+        num_positions: of the space.
+        candidates: all that a multi-trial search scored, in order; empty after a one-shot search.
     """
 
     arch: Arch
     cost: float
     history: list[dict[str, Any]]
     weights: dict[str, Tensor] = field(repr=False)
-    probabilities: dict[int, float]
+    probabilities: dict[int, float] = field(default_factory=dict)
+    num_positions: int = 0
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def front(self) -> tuple[Candidate, ...]:
+        """The candidates that no other beats in both quality and cost, the cheapest first."""
+        return pareto_front(self.candidates)
 
     def save(self, folder: str | Path) -> Path:
         """Write arch.json and weights.safetensors into a folder and return it."""
         return save_model(self.arch, self.weights, folder)
 
 
-def search(space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightning) -> SearchResult:
+def search(
+    space: CrossLayerSpace,
+    strategy: Strategy,
+    evaluator: Lightning | Scorer,
+    *,
+    folder: str | Path | None = None,
+    budget: str | Budget | None = None,
+    time_limit: float | None = None,
+    show: bool = True,
+) -> SearchResult:
     """Search a space with a strategy, in this process; no port is opened.
 
     Args:
         space: becomes the supernet: its weights are trained in place.
-        strategy: such as :class:`acla_nas.strategies.TwoStage`.
-        evaluator: data and recipe, from :func:`acla_nas.training.make_evaluator`, or any Lightning
-            evaluator of NNI's with training and validation loaders.
+        strategy: a one-shot strategy, such as :class:`acla_nas.strategies.TwoStage` or one of NNI's own, or
+            a multi-trial one, such as :class:`acla_nas.strategies.NSGA2`.
+        evaluator: for a one-shot strategy, data and recipe from
+            :func:`acla_nas.training.make_evaluator`, or any Lightning evaluator of NNI's with training and
+            validation loaders. For a multi-trial one, what scores a network, higher is better:
+            :class:`acla_nas.scoring.ShortTraining`, :class:`acla_nas.scoring.InheritedWeights`, or any
+            callable that takes the network and returns a number.
+        folder: where the search keeps what it needs to go on after an interruption: called again with the
+            same arguments it does so.
+        budget: what the found architecture may cost at most, such as "macs<=2e9".
+        time_limit: minutes after which no further epoch or trial is begun.
+        show: print a line per trial of a multi-trial strategy; epochs are the evaluator's to print.
+
+    Raises:
+        AclaError: a strategy and an evaluator that do not go together, or a budget that cannot be measured.
 
     Example:
         >>> import acla_nas
@@ -57,30 +96,50 @@ def search(space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightni
         >>> len(result.history)
         2
     """
-    strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
-    module = strategy.oneshot_module
-    sample = module.export()
-    arch = space.arch(sample)
-    table = module.tables[space.key_gate.num_keys.index(sample["keys"])]
-    found = table.of([sample[f"insert/{j}"] for j in space.network.paths])
-    arch = arch.model_copy(
-        update={
-            "cost": {table.unit: found},
-            "provenance": {**arch.provenance, "strategy": type(strategy).__name__},
-        }
-    )
-    probabilities = module.export_probs()
+    if time_limit is not None and not time_limit > 0:
+        raise AclaError(f"time_limit must be above 0 minutes, not {time_limit}")
+    folder = None if folder is None else Path(folder)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    limit = None if budget is None else budget.on(space)
+    name = type(strategy).__name__
+    if isinstance(strategy, MultiTrial):
+        if isinstance(evaluator, Lightning):
+            raise AclaError(
+                f"{name} scores one network at a time: give it an acla_nas.scoring.ShortTraining, an "
+                "InheritedWeights, or a function that takes a network and returns a number"
+            )
+        trials = strategy.run(space, evaluator, folder=folder, limit=limit, time_limit=time_limit, show=show)
+        return SearchResult(
+            arch=_found(trials.best.arch, strategy, trials.best.arch.cost),
+            cost=trials.best.cost,
+            history=[
+                {"trial": n, "positions": c.arch.positions, "quality": c.quality, "cost": c.cost}
+                for n, c in enumerate(trials.candidates, start=1)
+            ],
+            weights=trials.weights,
+            num_positions=len(space.positions),
+            candidates=trials.candidates,
+        )
+    if not isinstance(evaluator, Lightning):
+        raise AclaError(f"{name} trains a supernet: give it an evaluator of acla_nas.training.make_evaluator")
+    run = run_one_shot(space, strategy, evaluator, folder=folder, limit=limit, time_limit=time_limit)
+    cost = run.cost.of(run.sample)
     return SearchResult(
-        arch=arch,
-        cost=found,
-        history=epoch_history(evaluator),
-        weights={name: w.detach().cpu().clone() for name, w in space.freeze(sample).state_dict().items()},
-        probabilities={j: probabilities[f"insert/{j}"][True] for j in space.network.paths},
+        arch=_found(space.arch(run.sample), strategy, {run.cost.unit: cost}),
+        cost=cost,
+        history=run.history,
+        weights=_weights(space.freeze(run.sample)),
+        probabilities=run.probabilities,
+        num_positions=len(space.positions),
     )
 
 
-class _InProcessEngine(SequentialExecutionEngine):
-    """NNI's in-process engine, which leaves the connection of a trial to NNI's manager alone."""
+def _found(arch: Arch, strategy: Strategy, cost: dict[str, float]) -> Arch:
+    provenance = {**arch.provenance, "strategy": type(strategy).__name__}
+    return arch.model_copy(update={"cost": cost, "provenance": provenance})
 
-    def _run_single_model(self, model: Any) -> None:
-        model.execute()
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: w.detach().cpu().clone() for name, w in network.state_dict().items()}

@@ -9,15 +9,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from acla_nas.errors import AclaError, unknown_name
+from acla_nas.errors import AclaError
 from acla_nas.network import backbone_only
+from acla_nas.registry import Registry
 
 if TYPE_CHECKING:
     from acla_nas.space import CrossLayerSpace
 
 Make = TypeVar("Make", bound="Callable[..., CrossLayerSpace]")
 
-_REGISTRY: dict[str, Callable[..., CrossLayerSpace]] = {}
+
+class _Spaces(Registry["Callable[..., CrossLayerSpace]"]):
+    def adopt(self, name: str, part: Callable[..., CrossLayerSpace]) -> Callable[..., CrossLayerSpace]:
+        """Return a function that is not registered as if it were, under the name that it is known by."""
+        registered_as = getattr(part, "registered_as", None)
+        return part if registered_as and (":" in name or registered_as == name) else _named(name, part)
+
+
+REGISTRY = _Spaces(
+    "search space",
+    "acla_nas.search_spaces",
+    "a function that returns a CrossLayerSpace",
+    inspect.isfunction,
+)
 
 
 def register(make: Make) -> Make:
@@ -36,17 +50,31 @@ def register(make: Make) -> Make:
         >>> acla_nas.search_spaces.get("three_convolutions")(channels=4).source["options"]
         {'channels': 4}
     """
-    name = make.__name__
+    made = _named(make.__name__, make)
+    REGISTRY.add(make.__name__, made)
+    return made  # type: ignore[return-value]
+
+
+def _named(name: str, make: Callable[..., CrossLayerSpace]) -> Callable[..., CrossLayerSpace]:
+    """Return the function, with a space that knows which name and options it was made from."""
+    make = getattr(make, "unregistered", make)
     signature = inspect.signature(make)
 
     @functools.wraps(make)
     def registered(*args: Any, **kwargs: Any) -> CrossLayerSpace:
+        from acla_nas.space import CrossLayerSpace
+
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise AclaError(f"search space {name!r}: {error}; it is {name}{signature}") from None
+            raise AclaError(f"search space {name!r}: {error}; it is {make.__name__}{signature}") from None
         bound.apply_defaults()  # so that an architecture means the same when a default changes
         space = make(*args, **kwargs)
+        if not isinstance(space, CrossLayerSpace):
+            raise AclaError(
+                f"search space {name!r} returns a {type(space).__name__}, not a CrossLayerSpace: "
+                'let it return acla_nas.CrossLayerSpace(network, "PATHS.*", **attention)'
+            )
         options: dict[str, Any] = {}
         for parameter, value in bound.arguments.items():
             if signature.parameters[parameter].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -56,24 +84,37 @@ def register(make: Make) -> Make:
         space.source = {"name": name, "options": options}
         return space
 
-    _REGISTRY[name] = registered
-    return registered  # type: ignore[return-value]
+    registered.registered_as, registered.unregistered = name, make  # type: ignore[attr-defined]
+    return registered
 
 
 def get(name: str) -> Callable[..., CrossLayerSpace]:
-    """Return what makes the search space of that name; raises AclaError for an unknown one."""
-    if name not in _REGISTRY:
-        raise unknown_name("search space", name, _REGISTRY)
-    return _REGISTRY[name]
+    """Return what makes the search space of that name, or of MODULE:FUNCTION, a file of the user's own.
+
+    MODULE:FUNCTION imports the module (see :class:`acla_nas.registry.Registry`), and lets
+    :func:`acla_nas.export` build architectures that were found in that space.
+
+    Raises:
+        AclaError: the name is unknown, or its module cannot be imported or has no such function.
+
+    Example:
+        >>> get("acla_nas.search_spaces.edsr:edsr") is get("edsr")
+        True
+    """
+    return REGISTRY.get(name)
 
 
 def backbone(name: str, options: dict[str, Any]) -> nn.Module:
-    """Return the bare backbone of a registered search space.
+    """Return the bare backbone of a search space that is known; nothing is imported because of its name.
 
     Raises:
-        AclaError: an unknown search space, or an option that it does not have.
+        AclaError: an unknown search space, MODULE:FUNCTION that :func:`get` was not asked for before, or an
+            option that it does not have.
     """
-    make = get(name)
+    try:
+        make = REGISTRY.known(name)
+    except AclaError as error:
+        raise AclaError(f"{error}; or give export(arch, backbone=...)") from None
     parameters = inspect.signature(make).parameters
     for option in options:
         if option not in parameters and option != "input_shape":
@@ -84,5 +125,5 @@ def backbone(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def names() -> list[str]:
-    """Return the names of all registered search spaces, sorted."""
-    return sorted(_REGISTRY)
+    """Return the names of all search spaces that are registered here or by plugins, sorted."""
+    return REGISTRY.names()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from acla_nas import cost as costs
 from acla_nas.cost import CostModel
+from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError
 from acla_nas.gates import GumbelInsertGate, GumbelKeyGate, InsertGate, KeyGate
 from acla_nas.nni_nas import BaseOneShotLightningModule, Lightning, LightningModule, OneShotStrategy
-from acla_nas.space import CrossLayerSpace
+from acla_nas.one_shot import gate_probabilities
 
 
 class TwoStage(OneShotStrategy):
@@ -35,6 +36,7 @@ class TwoStage(OneShotStrategy):
         temperature: of the insert gates at the start and at the end of stage 2; it shapes gradients only.
         alpha_learning_rate: of Adam on the alphas.
         initial_alpha: of every gate; 0 opens half of them.
+        seed: of what the gates draw.
 
     Raises:
         AclaError: an argument out of range, or an unknown cost model.
@@ -52,6 +54,7 @@ class TwoStage(OneShotStrategy):
         temperature: tuple[float, float] = (2.0, 0.5),
         alpha_learning_rate: float = 1e-2,
         initial_alpha: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if len(epochs) != 2 or epochs[0] < 0 or epochs[1] < 1:
@@ -68,11 +71,17 @@ class TwoStage(OneShotStrategy):
         self.temperature = temperature
         self.alpha_learning_rate = alpha_learning_rate
         self.initial_alpha = initial_alpha
+        self.seed = seed
 
     @property
     def max_epochs(self) -> int:
         """Epochs of both stages."""
         return self.warmup_epochs + self.search_epochs
+
+    def mutate_model(self, model: Any) -> Any:
+        """Work out what the space's modules cost, and make it the supernet."""
+        self.space_cost = SpaceCost(model, self.cost)
+        return super().mutate_model(model)
 
     def default_mutation_hooks(self) -> list[Any]:
         """Turn the space's gates into Gumbel gates."""
@@ -109,16 +118,6 @@ class TwoStageModule(BaseOneShotLightningModule):
     def __init__(self, training_module: LightningModule, strategy: TwoStage) -> None:
         super().__init__(training_module)
         self.strategy = strategy
-        self.tables: list[costs.CostTable] = []  # one for each choice of the number of keys
-
-    def set_model(self, model: nn.Module) -> None:
-        """Set the supernet, and work out what its modules cost."""
-        super().set_model(model)
-        assert isinstance(model, CrossLayerSpace)
-        self.tables = [
-            self.strategy.cost.table(_with_keys(model, keys), model.input_shape)
-            for keys in model.key_gate.num_keys
-        ]
 
     @property
     def searching(self) -> bool:
@@ -146,11 +145,10 @@ class TwoStageModule(BaseOneShotLightningModule):
             self._step_alphas(batch["val"], batch_idx)
         loss = self.training_module.training_step(batch["train"], batch_idx)
         loss = loss["loss"] if isinstance(loss, dict) else loss
-        if loss.requires_grad:  # not so for a frozen backbone in which no module happens to be inserted
-            self.advance_optimization(loss, batch_idx)
+        self.advance_optimization(loss, batch_idx)
         self.advance_lr_schedulers(batch_idx)
         if self.trainer.is_last_batch:
-            self._log_state()
+            self.log("temperature", self.temperature)
 
     def _step_alphas(self, batch: Any, batch_idx: int) -> None:
         optimizer: Any = self.architecture_optimizers()
@@ -172,23 +170,8 @@ class TwoStageModule(BaseOneShotLightningModule):
 
     def log_cost(self) -> Tensor:
         """Return log(expected cost + cheapest module), with its gradient in the alphas."""
-        return (self.expected_cost() + self.tables[0].smallest).log()
-
-    def expected_cost(self) -> Tensor:
-        """Return the cost expected over the gates, in the cost model's unit."""
-        probabilities = torch.stack([gate.alpha for gate in self.insert_gates]).sigmoid()
-        of_keys = self.model.key_gate.alpha.softmax(0)
-        return sum((p * table(probabilities) for p, table in zip(of_keys, self.tables)), torch.zeros(()))
-
-    def _log_state(self) -> None:
-        """Log where the search stands."""
-        alphas = torch.stack([gate.alpha.detach() for gate in self.insert_gates])
-        self.log("open", (alphas > 0).sum().float())
-        self.log("cost", self.expected_cost().detach().float())
-        self.log("temperature", self.temperature)
-        self.log_dict(
-            {f"probability/{g.position:02d}": float(a.sigmoid()) for g, a in zip(self.insert_gates, alphas)}
-        )
+        cost = self.strategy.space_cost
+        return cost.log(cost.expected(*gate_probabilities(self.model)))
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return the alphas."""
@@ -209,13 +192,6 @@ class TwoStageModule(BaseOneShotLightningModule):
     def _set_differentiable(self, differentiable: bool) -> None:
         for gate in self.insert_gates:
             gate.differentiable = differentiable
-
-
-def _with_keys(space: CrossLayerSpace, num_keys: int) -> Any:
-    """Return the space's network as it would be with that many keys."""
-    if num_keys == max(space.key_gate.num_keys):
-        return space.network
-    return space.network.select(space.network.positions, num_keys)
 
 
 def _no_log(*args: Any, **kwargs: Any) -> None:

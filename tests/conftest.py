@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from acla_nas import attention, cost, search_spaces, strategies, tasks
 from acla_nas.data import imresize, save_image
 
 # Tests are small and run two at a time: more threads would only get in each other's way.
@@ -18,6 +21,17 @@ torch.set_num_threads(1)
 def _same_random_numbers() -> None:
     """Start each test from the same random state, so that it does the same alone and in company."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchanged_registries() -> Iterator[None]:
+    """What a test registers must not be there for those that follow."""
+    modules = (attention, cost, search_spaces.registry, strategies, tasks)
+    registries: list[Any] = [module.REGISTRY for module in modules]
+    before = [dict(registry.entries) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before):
+        registry.entries = entries
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
-import sys
 
 import pytest
 import torch
@@ -32,24 +31,12 @@ class Finder(doctest.DocTestFinder):
         return home == module.__name__ if home else super()._from_module(module, object)
 
 
-@pytest.fixture(autouse=True)
-def unchanged_registries():
-    """An example that registers something must not do so for the tests that follow."""
-    before = []
-    for name, module in list(sys.modules.items()):
-        registry = getattr(module, "_REGISTRY", None) if name.startswith("acla_nas") else None
-        if isinstance(registry, dict):
-            before.append((registry, dict(registry)))
-    yield
-    for registry, content in before:
-        registry.clear()
-        registry.update(content)
-
-
+@pytest.mark.usefixtures("unchanged_registries")
 @pytest.mark.parametrize("name", module_names())
 def test_examples(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     monkeypatch.chdir(tmp_path)  # for examples that write files
+    monkeypatch.setenv("ACLA_NAS_CACHE", str(tmp_path))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     output: list[str] = []
     for test in Finder(exclude_empty=True).find(

@@ -15,6 +15,7 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.M | re.S)
 
 
+@pytest.mark.usefixtures("unchanged_registries")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_python_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -115,7 +115,8 @@ def test_a_callable_backbone_and_the_backbone_of_a_space():
 
 
 def test_a_backbone_with_other_inputs_than_rgb_is_built_again(monkeypatch):
-    monkeypatch.setattr(search_spaces.registry, "_REGISTRY", dict(search_spaces.registry._REGISTRY))
+    registry = search_spaces.registry.REGISTRY
+    monkeypatch.setattr(registry, "entries", dict(registry.entries))
 
     @search_spaces.register
     def grey(channels=4, **attention):

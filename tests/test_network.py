@@ -134,9 +134,8 @@ def test_nothing_is_kept_after_a_pass_even_a_failed_one():
     network(image(), gates={1: torch.ones(())}, key_gates=torch.ones(2))
     with pytest.raises(RuntimeError):
         network(torch.rand(1, 5, 8, 8))
-    assert not network._features
-    assert not network._gates
-    assert network._key_gates is None
+    assert network._pass is None
+    assert network._in_backward() is None
 
 
 def test_gradient_of_the_gates_is_that_of_finite_differences():
@@ -277,8 +276,11 @@ class Odd(nn.Module):
         (["shared"], "'shared' is run 2 times .* not once"),
         (["first", "unused"], "'unused' is run 0 times"),
         (["second", "first"], r"order in which they are run: \['first', 'second'\]"),
-        (["first", "flat"], r"'flat' returns \(1, 192\), not a \(B, C, H, W\) tensor"),
-        (["pair"], "'pair' returns tuple, not"),
+        (["first", "flat"], r"'flat' returns a tensor \(1, 192\), not a feature such as \(B, C, H, W\)"),
+        (
+            ["unused", "first", "flat", "second"],
+            r"2 of 4 .*'unused'.*; 'flat'.*positions=\['first', 'second'\]",
+        ),
     ],
 )
 def test_positions_that_cannot_be_traced(paths, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from acla_nas.attention.acla import ACLA, cla
@@ -11,7 +12,8 @@ from acla_nas.attention.cross_layer_non_local import CrossLayerNonLocal
 from acla_nas.attention.multi_head import MultiHeadAttention
 from acla_nas.attention.non_local import NonLocal
 from acla_nas.attention.squeeze_excitation import SqueezeExcitation
-from acla_nas.errors import AclaError, unknown_name
+from acla_nas.errors import AclaError
+from acla_nas.registry import Registry
 
 __all__ = [
     "ACLA",
@@ -29,40 +31,60 @@ __all__ = [
     "register",
 ]
 
-_REGISTRY: dict[str, Callable[..., Attention]] = {
-    "acla": ACLA,
-    "cla": cla,
-    "clnl": CrossLayerNonLocal,
-    "mha": MultiHeadAttention,
-    "nl": NonLocal,
-    "se": SqueezeExcitation,
-}
+
+def _is_attention(part: object) -> bool:
+    if inspect.isclass(part):
+        return issubclass(part, Attention) and not inspect.isabstract(part)
+    return inspect.isfunction(part)
+
+
+REGISTRY: Registry[Callable[..., Attention]] = Registry(
+    "attention",
+    "acla_nas.attention",
+    "a complete subclass of Attention, or a function that returns one",
+    _is_attention,
+    {
+        "acla": ACLA,
+        "cla": cla,
+        "clnl": CrossLayerNonLocal,
+        "mha": MultiHeadAttention,
+        "nl": NonLocal,
+        "se": SqueezeExcitation,
+    },
+)
 
 
 def register(name: str, make: Callable[..., Attention]) -> None:
-    """Make ``make(channels, num_keys, reference_channels=..., **options)`` known under a name."""
-    if "+" in name:
-        raise AclaError(f"attention {name!r} cannot be registered: + stands between the names of several")
-    _REGISTRY[name] = make
-
-
-def get(name: str) -> Callable[..., Attention]:
-    """Return what makes the attention of that name; "acla+se" is ACLA with SE after it.
+    """Make ``make(channels, num_keys, reference_channels=..., **options)`` known under a name.
 
     Raises:
-        AclaError: unknown name.
+        AclaError: the name has a plus or a colon, or is taken.
+    """
+    if "+" in name:
+        raise AclaError(f"attention {name!r} cannot be registered: + stands between the names of several")
+    REGISTRY.add(name, make)
+
+
+def get(name: str, *, imports: bool = True) -> Callable[..., Attention]:
+    """Return what makes the attention of that name; "acla+se" is ACLA with SE after it.
+
+    Args:
+        name: one of `names()`, or MODULE:NAME of the user's own (see
+            :class:`acla_nas.registry.Registry`), or several with a plus between them.
+        imports: False for a name out of a file that must not decide what is imported: MODULE:NAME is then
+            known only if it was asked for before.
+
+    Raises:
+        AclaError: unknown name, or its module cannot be imported or has no such attention.
 
     Example:
         >>> get("nl").__name__
         'NonLocal'
     """
-    for part in name.split("+"):
-        if part not in _REGISTRY:
-            raise unknown_name("attention", part, _REGISTRY)
-    makes = [_REGISTRY[part] for part in name.split("+")]
+    makes = [REGISTRY.get(part) if imports else REGISTRY.known(part) for part in name.split("+")]
     return makes[0] if len(makes) == 1 else combine(makes)
 
 
 def names() -> list[str]:
-    """Return the names of all attention modules, sorted."""
-    return sorted(_REGISTRY)
+    """Return the names of all attention modules that are registered here or by plugins, sorted."""
+    return REGISTRY.names()

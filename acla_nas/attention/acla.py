@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple, cast
 
 import torch
@@ -24,12 +26,17 @@ class ACLA(Attention):
 
         offsets  d = base + W_off x       (dx, dy) in pixels; base: K fixed places on rings of 1, 2, .. pixels
         logits   a = W_att x
-        mask     b_k = (M_l x^l(p + d_k))_k                                                       (Eq. 8)
-        gate     m = [sigmoid((b + gate_bias + g1 - g2) / temperature) > 0.5], straight-through   (Eq. 7, 9)
+        mask     b_k = mask_scale (M_l x^l(p + d_k))_k + gate_bias                                (Eq. 8)
+        gate     m = [sigmoid((b + g1 - g2) / temperature) > 0.5], straight-through               (Eq. 7, 9)
         y        = sum_lk m exp(a) G_l x^l(p + d) / sum_lk exp(a)                                 (Eq. 6)
 
     and the module returns ``H y``, to be added to x (Eq. 2). W_off, W_att and H start at zero, so that
-    insertion starts as the identity. The Gumbel noise g1, g2 is drawn in training mode only.
+    insertion starts as the identity.
+
+    As the paper has it the gates are noisy in training and half of them start closed, which at small size
+    does worse than CLA (docs/results.md): ``gate_bias=0, gate_noise=True, zero_masks=False, mask_scale=1``.
+    By default they start open and change slowly, without the Gumbel noise g1, g2, so that a module starts
+    as CLA and closes the keys that are not worth the ``key_cost`` of a training.
 
     Because M and G are linear and bilinear reading is too, both are applied before sampling: once per
     reference, not once per key.
@@ -42,8 +49,10 @@ class ACLA(Attention):
         adaptive: gate the keys (ACLA); without it every key counts (CLA).
         gate_bias: constant added to the mask logits; above 0 the gates start open.
         gate_temperature: of the key gates' sigmoid; it shapes their gradient only.
-        gate_noise: draw Gumbel noise in training, as the paper does; without it training sees the very gates
-            that evaluation uses.
+        gate_noise: draw Gumbel noise g1, g2 in training, as the paper does; without it training sees the very
+            gates that evaluation uses.
+        zero_masks: start M at zero, so that every mask logit starts at gate_bias.
+        mask_scale: factor of M x in the mask logit; below 1 the gates change more slowly in training.
         shared_mask: one mask logit per reference instead of one per key.
         softmax: "joint" over all references and keys, or over the keys of each "reference".
         renormalize: divide by the weights of the open keys instead of those of all keys.
@@ -68,9 +77,11 @@ class ACLA(Attention):
         *,
         reference_channels: Mapping[str, int] | None = None,
         adaptive: bool = True,
-        gate_bias: float = 0.0,
+        gate_bias: float = 1.0,
         gate_temperature: float = 1.0,
-        gate_noise: bool = True,
+        gate_noise: bool = False,
+        zero_masks: bool = True,
+        mask_scale: float = 0.1,
         shared_mask: bool = False,
         softmax: str = "joint",
         renormalize: bool = False,
@@ -89,7 +100,9 @@ class ACLA(Attention):
         self.shared_mask, self.softmax, self.renormalize = shared_mask, softmax, renormalize
         self.references = nn.ModuleDict(
             {
-                name: _Reference(channels, c, num_keys, (1 if shared_mask else num_keys) * adaptive)
+                name: _Reference(
+                    channels, c, num_keys, (1 if shared_mask else num_keys) * adaptive, zero_masks, mask_scale
+                )
                 for name, c in reference_channels.items()
             }
         )
@@ -156,6 +169,9 @@ class ACLA(Attention):
                 masks.append(sample_key_maps(mask.expand(-1, keys, -1, -1), offsets[:, r]))
             values.append(value)
         gates = self._gate_keys(torch.stack(masks, 1)) if masks else None
+        shares = _OPEN_SHARES.get()
+        if gates is not None and shares is not None and torch.is_grad_enabled():
+            shares.append(gates.mean())
         return _Keys(values, offsets, logits.unflatten(1, (count, keys)), gates)
 
     def _gate_keys(self, mask: Tensor) -> Tensor:
@@ -216,6 +232,31 @@ class ACLA(Attention):
         return project_query + project_reference + gather
 
 
+_OPEN_SHARES: ContextVar[list[Tensor] | None] = ContextVar("open_shares", default=None)
+
+
+@contextmanager
+def open_key_shares() -> Iterator[list[Tensor]]:
+    """Within it, every adaptive module that is run adds the share of its keys that are open to the list.
+
+    The shares are scalars in 0 .. 1 with gradients in the masks: for who trains under a cost of keys.
+
+    Example:
+        >>> attention = ACLA(8, num_keys=4)
+        >>> x = torch.randn(1, 8, 6, 6)
+        >>> with open_key_shares() as shares:
+        ...     update = attention(x, {"1": x})
+        >>> [float(share) for share in shares]
+        [1.0]
+    """
+    shares: list[Tensor] = []
+    token = _OPEN_SHARES.set(shares)
+    try:
+        yield shares
+    finally:
+        _OPEN_SHARES.reset(token)
+
+
 class _Keys(NamedTuple):
     """The sampled keys of R references: values R x (B, C, H_l, W_l), the others (B, R, K, .., H, W)."""
 
@@ -228,18 +269,27 @@ class _Keys(NamedTuple):
 class _Reference(nn.Module):
     """What belongs to one referenced layer: its part of W_off and W_att, and its M and G."""
 
-    def __init__(self, channels: int, reference_channels: int, num_keys: int, num_masks: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        reference_channels: int,
+        num_keys: int,
+        num_masks: int,
+        zero_masks: bool,
+        mask_scale: float,
+    ) -> None:
         super().__init__()
         self.offset = projection(channels, 2 * num_keys, zero=True)
         self.logit = projection(channels, num_keys, zero=True)
-        self.mask = projection(reference_channels, num_masks) if num_masks else None
+        self.mask = projection(reference_channels, num_masks, zero=zero_masks) if num_masks else None
         self.value = projection(reference_channels, channels)
+        self.mask_scale = mask_scale
 
     def project(self, feature: Tensor) -> Tensor:
         """Return G x, and M x behind it where there is a mask, from one convolution."""
         if self.mask is None:
             return F.conv2d(feature, self.value.weight)
-        return F.conv2d(feature, torch.cat((self.value.weight, self.mask.weight)))
+        return F.conv2d(feature, torch.cat((self.value.weight, self.mask_scale * self.mask.weight)))
 
     def keep_keys(self, num_keys: int) -> None:
         """Drop the weights of all but the first keys."""

@@ -180,7 +180,7 @@ class Comparison:
         folder = self.folder / "models" / f"{variant}-seed{seed}"
         path = arch.save(folder / "arch.json")
         first, *others = self.tests
-        config = self._config(arch.attention["name"], seed, folder)
+        config = self._config(_variant(variant).attention, seed, folder)
         data = config.data.model_copy(update={"test": self.tests[first]})
         scores = run_training(config.model_copy(update={"arch": str(path), "data": data}))
         network = load_model(folder)

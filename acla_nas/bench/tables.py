@@ -152,7 +152,7 @@ def sampling_macs(network: CrossLayerNetwork, input_shape: Sequence[int] = INPUT
     Four weighted rows of C values for each key of each reference, and four mask values where keys are
     adaptive.
     """
-    features = trace_features(network.backbone, network.paths, input_shape)
+    features = trace_features(network.backbone, network.paths, input_shape, network.layouts)
     total = 0
     for j, feature in features.items():
         for module in network.attention[str(j)].modules():

@@ -167,6 +167,60 @@ def compare(config: str, overrides: tuple[str, ...]) -> None:
     run_compare(config, overrides)
 
 
+@bench.command()
+@_takes_config
+@click.option("--architectures", type=click.IntRange(1), default=10, show_default=True, help="How many.")
+@click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each network.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def latency(config: str, overrides: tuple[str, ...], architectures: int, runs: int, as_json: bool) -> None:
+    """Compare the latency model with networks that are run: random architectures of the search space.
+
+    \b
+      acla-nas bench latency examples/sr_edsr_search.yml
+      acla-nas bench latency examples/sr_rcan_search.yml space.attention=cla --architectures 20 --json
+
+    Predicted is the measured time of the bare backbone and, added to it, what the cost model "latency" gives
+    for the modules; measured is the derived network. All networks take turns, and times are medians.
+    """
+    from acla_nas.cli.bench import run_latency
+
+    run_latency(config, overrides, architectures, runs, as_json)
+
+
+@bench.command()
+@_takes_config
+@click.option("--architectures", type=click.IntRange(2), default=12, show_default=True, help="How many.")
+def ranking(config: str, overrides: tuple[str, ...], architectures: int) -> None:
+    """Score random architectures by inherited weights and by a training of each; print how the ranks agree.
+
+    \b
+      acla-nas search CONFIG strategy.name=random_one_shot run=runs/supernet
+      acla-nas bench ranking CONFIG scoring.weights=runs/supernet run=runs/ranking
+
+    The training follows the recipe of `train`; both scores are of the validation images.
+    """
+    from acla_nas.cli.bench import run_ranking
+
+    run_ranking(config, overrides, architectures)
+
+
+@bench.command(name="strategies")
+@_takes_config
+@click.option("--other", "others", multiple=True, default=("random", "nsga2"), show_default=True)
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2), show_default=True)
+def bench_strategies(
+    config: str, overrides: tuple[str, ...], others: tuple[str, ...], seeds: tuple[int, ...]
+) -> None:
+    """Search with several strategies, each for as long as that of CONFIG takes; train what they find.
+
+    \b
+      acla-nas bench strategies examples/sr_edsr_search.yml --other random --other nsga2 run=runs/strategies
+    """
+    from acla_nas.cli.bench import run_strategies
+
+    run_strategies(config, overrides, others, seeds)
+
+
 @cli.group()
 def report() -> None:
     """Show what a network does."""
@@ -188,3 +242,23 @@ def keys(config: str, overrides: tuple[str, ...]) -> None:
     from acla_nas.cli.report import run_keys
 
     run_keys(config, overrides)
+
+
+@cli.command(name="list")
+@click.argument(
+    "kind", required=False, type=click.Choice(["spaces", "strategies", "attentions", "costs", "tasks"])
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """Show what can be named in a configuration, with one line each: ours, and those of installed plugins.
+
+    \b
+      acla-nas list
+      acla-nas list costs
+      acla-nas list --json
+
+    Something of one's own needs no listing: any name may be MODULE:NAME of a file in the current folder.
+    """
+    from acla_nas.cli.list import run
+
+    run(kind, as_json)

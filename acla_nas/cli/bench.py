@@ -29,6 +29,21 @@ def run_table(number: int, as_json: bool, device: str, runs: int) -> None:
     click.echo(json.dumps(table.as_dict(), indent=2) if as_json else table.text())
 
 
+def run_latency(
+    config_path: str, overrides: Sequence[str], architectures: int, runs: int, as_json: bool
+) -> None:
+    """Print predicted and measured latencies of random architectures."""
+    config = load_config(config_path, overrides)
+    from acla_nas.bench.latency import check_latency
+    from acla_nas.experiment import choose_device, make_space
+
+    device = choose_device(config)
+    check = check_latency(
+        make_space(config), device=device, architectures=architectures, runs=runs, seed=config.seed
+    )
+    click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
+
+
 def run_compare(config_path: str, overrides: Sequence[str]) -> None:
     """Run what is missing of a comparison, and print its table."""
     config = load_config(config_path, overrides)
@@ -43,3 +58,32 @@ def run_compare(config_path: str, overrides: Sequence[str]) -> None:
         click.echo(f"{run.variant}, seed {run.seed}: {scores}, {run.seconds:.0f} s")
     click.echo(f"\n{comparison.table()}")
     click.echo(f"results: {comparison.results}")
+
+
+def run_ranking(config_path: str, overrides: Sequence[str], architectures: int) -> None:
+    """Score random architectures by inherited weights and by training, and print how alike the ranks are."""
+    config = load_config(config_path, overrides)
+    from acla_nas.bench.ranking import Ranking, ranking_table
+
+    ranking = Ranking(config, architectures)
+    rows = []
+    for row in ranking.run():
+        rows.append(row)
+        positions = ", ".join(map(str, row.positions)) or "none"
+        click.echo(f"positions {positions}: inherited {row.inherited:.3f} dB, trained {row.trained:.3f} dB")
+    click.echo(f"\n{ranking_table(rows)}")
+
+
+def run_strategies(
+    config_path: str, overrides: Sequence[str], others: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Search with several strategies for the same time, train what they find, and print the table."""
+    config = load_config(config_path, overrides)
+    from acla_nas.bench.strategies import compare_strategies, strategies_table
+
+    rows = []
+    for row in compare_strategies(config, others, seeds):
+        rows.append(row)
+        positions = ", ".join(map(str, row.positions)) or "none"
+        click.echo(f"{row.strategy}, seed {row.seed}: positions {positions}, {row.psnr:.3f} dB")
+    click.echo(f"\n{strategies_table(rows)}")

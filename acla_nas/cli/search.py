@@ -21,10 +21,14 @@ def run(config_path: str, overrides: Sequence[str]) -> None:
     result = run_search(config)
     arch = result.arch
     positions = ", ".join(map(str, arch.positions)) or "none"
-    click.echo(f"positions: {positions} of {len(result.probabilities)}")
-    click.echo("cost: " + ", ".join(f"{value:,.0f} {unit}" for unit, value in arch.cost.items()))
+    click.echo(f"positions: {positions} of {result.num_positions}")
+    click.echo("cost: " + ", ".join(f"{_number(value)} {unit}" for unit, value in arch.cost.items()))
     click.echo(f"architecture: {Path(config.run, 'arch.json')}")
     click.echo(f"weights: {Path(config.run, 'weights.safetensors')}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _in_nni() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,24 +9,29 @@ import torch
 from torch import Tensor
 
 from acla_nas.attention import Attention, Feature
+from acla_nas.errors import AclaError
 from acla_nas.network import CrossLayerNetwork, trace_features
 
 
-class CostModel(ABC):
+class CostModel:
     """What the modules of a network cost, as a sum over positions and (position, reference) pairs.
 
-    A model of one's own is a class with two methods; see :func:`acla_nas.cost.register`.
+    A model of one's own defines ``unit`` and two methods, ``own`` and ``pair``, where sizes of features
+    say it all (see :func:`acla_nas.cost.register`); or ``table``, where it needs the network itself.
+    :func:`acla_nas.testing.check_cost` tests it for all that is expected of it.
     """
 
     unit: ClassVar[str]
 
-    @abstractmethod
     def own(self, attention: Attention, query: Feature) -> float:
         """Return what a module costs whatever it refers to."""
+        raise AclaError(f"cost model {type(self).__name__} lacks own(), or a table() in its place: define it")
 
-    @abstractmethod
     def pair(self, attention: Attention, query: Feature, reference: Feature) -> float:
         """Return what one reference of a module costs, with every key open."""
+        raise AclaError(
+            f"cost model {type(self).__name__} lacks pair(), or a table() in its place: define it"
+        )
 
     def kept(self, attention: Attention, query: Feature, reference: Feature) -> float:
         """Return the part of :meth:`pair` that is in proportion to the share of open keys."""
@@ -36,7 +40,7 @@ class CostModel(ABC):
     def table(self, network: CrossLayerNetwork, input_shape: tuple[int, ...] = (3, 48, 48)) -> CostTable:
         """Return the costs of all positions and pairs of a network, for one input (C, H, W)."""
         paths = network.paths
-        features = trace_features(network.backbone, paths, input_shape)
+        features = trace_features(network.backbone, paths, input_shape, network.layouts)
         count = len(paths)
         own = torch.zeros(count, dtype=torch.float64)
         pair, kept = torch.zeros(2, count, count, dtype=torch.float64)
@@ -60,6 +64,8 @@ class CostTable:
         pair: (P, P), [j, l]: what its reference to position l <= j costs.
         kept: (P, P), the part of ``pair`` in proportion to the share of open keys.
         unit: such as "MACs".
+        own_error: (P,), how far ``own`` may be off where it is measured: half of the 95 % interval.
+        pair_error: (P, P), likewise of ``pair``.
 
     Example:
         >>> table = CostTable(torch.tensor([1.0, 1.0]), torch.tensor([[2.0, 0.0], [3.0, 2.0]]))
@@ -71,6 +77,8 @@ class CostTable:
     pair: Tensor
     kept: Tensor | None = None
     unit: str = ""
+    own_error: Tensor | None = None
+    pair_error: Tensor | None = None
 
     def __call__(self, gates: Tensor, open_keys: Tensor | None = None) -> Tensor:
         """Return the cost ``sum_j s_j (own_j + sum_{l<=j} s_l pair_jl)``, a scalar.

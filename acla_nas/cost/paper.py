@@ -7,12 +7,13 @@ from acla_nas.cost.cost_model import CostModel
 
 
 class PaperCost(CostModel):
-    """``cost_j = sum_{l<=j} s_l sum_k (2 m N C^2 + 2 N C^2 + 6 K N C)``, in the paper's FLOPs.
+    """The paper's own count of FLOPs (Eq. 12), more than ten times what is executed.
+
+        cost_j = sum_{l<=j} s_l sum_k (2 m N C^2 + 2 N C^2 + 6 K N C)
 
     N is the number of query pixels and m the gate of the key, whose share of open ones the table takes.
-    It counts a projection per key, where the executed form has one per reference: more than ten times
-    too much. A module that samples no keys counts as one with K = 1. Use it to follow the paper,
-    :class:`acla_nas.cost.MacsCost` to know.
+    It counts a projection per key, where the executed form has one per reference. A module that samples no
+    keys counts as one with K = 1. Use it to follow the paper, :class:`acla_nas.cost.MacsCost` to know.
     """
 
     unit = "FLOPs"

@@ -11,7 +11,7 @@ from acla_nas.attention.cross_layer_non_local import CrossLayerNonLocal
 from acla_nas.config import Config
 from acla_nas.data import PairDataset, image_to_tensor, list_images
 from acla_nas.errors import AclaError
-from acla_nas.experiment import check_scale, choose_device, load_model, make_task
+from acla_nas.experiment import check_scale, choose_device, import_named, load_model, make_task
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.report.keys import LayerKeys, non_local_keys, selected_keys
 from acla_nas.report.picture import describe, plot_keys, textured_pixel
@@ -48,6 +48,7 @@ def run_report_keys(
     if not config.models:
         raise AclaError("no network to look at: give models=[RUN_FOLDER]")
     task, device = make_task(config), choose_device(config)
+    import_named(config)
     path = Path(image) if image else list_images(config.data.test, "test")[0]
     degraded, _ = PairDataset(task, [path]).images(0)
     tensor = image_to_tensor(degraded).to(device)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from typing import TypeGuard, TypeVar
 
-from acla_nas.errors import AclaError, unknown_name
+from acla_nas.errors import AclaError
+from acla_nas.registry import Registry
 from acla_nas.tasks.demosaicing import Demosaicing
 from acla_nas.tasks.denoising import Denoising
 from acla_nas.tasks.jpeg import JpegArtifacts
 from acla_nas.tasks.super_resolution import SuperResolution
 from acla_nas.tasks.task import Task
 
-_TASKS: dict[str, type[Task]] = {}
 _T = TypeVar("_T", bound=type[Task])
+
+
+def _is_task(task: object) -> TypeGuard[type[Task]]:
+    """Say whether this is a complete subclass of Task."""
+    return (
+        isinstance(task, type)
+        and issubclass(task, Task)
+        and not inspect.isabstract(task)
+        and hasattr(task, "name")
+        and hasattr(task, "baseline_name")
+    )
+
+
+REGISTRY: Registry[type[Task]] = Registry(
+    "task",
+    "acla_nas.tasks",
+    "a subclass of Task with a name, a baseline_name, degrade and baseline",
+    _is_task,
+)
 
 
 def register(task: _T) -> _T:
@@ -43,17 +59,8 @@ def register(task: _T) -> _T:
         1
     """
     if not _is_task(task):
-        raise AclaError(
-            f"cannot register {task!r} as a task; give a subclass of Task with a name, "
-            "a baseline_name, degrade and baseline"
-        )
-    known = _TASKS.get(task.name)
-    # A file that is loaded twice defines its class twice: the later one replaces the earlier.
-    if known and (known.__module__, known.__qualname__) != (task.__module__, task.__qualname__):
-        raise AclaError(
-            f"task name {task.name!r} is taken by {known.__module__}.{known.__qualname__}; use another"
-        )
-    _TASKS[task.name] = task
+        raise AclaError(f"cannot register {task!r} as a task; give {REGISTRY.needs}")
+    REGISTRY.add(task.name, task)
     return task
 
 
@@ -89,8 +96,7 @@ def type_of(name: str) -> type[Task]:
 
     MODULE:CLASS names a task of the user's own, which need not be registered: ``my_tasks:Darkening`` is the
     class ``Darkening`` in ``my_tasks.py`` in the current folder, or in an installed module. Its module is
-    imported, that is, run; so give it only names from whom may run code here, such as the user's own
-    configuration, and never one out of a file that was downloaded.
+    imported, that is, run: see :class:`acla_nas.registry.Registry`.
 
     Args:
         name: one of `names()`, or MODULE:CLASS.
@@ -102,56 +108,16 @@ def type_of(name: str) -> type[Task]:
         >>> type_of("acla_nas.tasks.jpeg:JpegArtifacts").name
         'jpeg'
     """
-    if ":" in name:
-        return _imported(name)
-    if name not in _TASKS:
-        raise unknown_name("task", name, _TASKS)
-    return _TASKS[name]
+    return REGISTRY.get(name)
 
 
 def names() -> list[str]:
-    """Return the names of all registered tasks, sorted.
+    """Return the names of all tasks that are registered here or by plugins, sorted.
 
     >>> "super_resolution" in names()
     True
     """
-    return sorted(_TASKS)
-
-
-def _is_task(task: object) -> TypeGuard[type[Task]]:
-    """Say whether this is a complete subclass of Task."""
-    return (
-        isinstance(task, type)
-        and issubclass(task, Task)
-        and not inspect.isabstract(task)
-        and hasattr(task, "name")
-        and hasattr(task, "baseline_name")
-    )
-
-
-def _imported(name: str) -> type[Task]:
-    """Return the task that MODULE:CLASS names."""
-    module_name, _, class_name = name.partition(":")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # last, so that no file there hides an installed module; and for good, as
-        # the task's module may import its neighbours late, or in a worker process
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise AclaError(
-            f"task {name!r}: cannot import {module_name!r} ({reason}); "
-            f"it must be a file {module_name}.py in {folder}, or an installed module"
-        ) from error
-    task = getattr(module, class_name, None)
-    if not _is_task(task):
-        known = ", ".join(key for key, value in vars(module).items() if _is_task(value)) or "none"
-        raise AclaError(
-            f"task {name!r}: {class_name!r} in {module_name!r} must be a subclass of Task with a name, "
-            f"a baseline_name, degrade and baseline; such are there: {known}"
-        )
-    return task
+    return REGISTRY.names()
 
 
 for _task in (Demosaicing, Denoising, JpegArtifacts, SuperResolution):

@@ -43,9 +43,18 @@ class EpochReport(pl.Callback):
         self.history: list[dict[str, Any]] = []
         self._start = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold for the report to go on."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the report of a checkpoint."""
+        self.history = list(state_dict["history"])
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.monotonic()
+        """Start the clock, or let it go on from where the last epoch ended."""
+        done = self.history[-1]["seconds"] if self.history else 0.0
+        self._start = time.monotonic() - done
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score, record, report."""

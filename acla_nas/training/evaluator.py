@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from acla_nas.data import PatchDataset, list_images, split_fold
 from acla_nas.errors import AclaError
@@ -93,8 +94,15 @@ def make_evaluator(
     )
 
     def loader(patches: PatchDataset) -> Any:
-        # Patches are random already; no shuffling keeps them a function of seed, epoch and index.
-        return DataLoader(patches, batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0)
+        # Patches are random already; no shuffling keeps them a function of seed, epoch and index. With a
+        # generator of its own a loader leaves PyTorch's random state alone.
+        return DataLoader(
+            patches,
+            batch_size=batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
+        )
 
     return Lightning(
         RestorationModule(**recipe),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acla_nas.attention.acla import open_key_shares
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.nni_nas import LightningModule
 
@@ -25,6 +26,8 @@ class RestorationModule(LightningModule):
             ``halve_every`` epochs), as the paper has it for search and retraining.
         halve_every: epochs.
         gradient_clip: largest norm of the gradient; none where 0.
+        key_cost: what the mean share of open keys of the adaptive modules weighs in the loss of a training,
+            at least 0, in the loss's unit.
 
     Raises:
         AclaError: a learning rate that is not above 0, an unknown loss or schedule.
@@ -38,6 +41,7 @@ class RestorationModule(LightningModule):
         schedule: str = "cosine",
         halve_every: int = 200,
         gradient_clip: float = 0.0,
+        key_cost: float = 0.0,
     ) -> None:
         super().__init__()
         if not learning_rate > 0:
@@ -46,8 +50,11 @@ class RestorationModule(LightningModule):
             raise unknown_name("loss", loss, _LOSSES)
         if schedule not in ("cosine", "halve"):
             raise unknown_name("schedule", schedule, ["cosine", "halve"])
+        if not key_cost >= 0:
+            raise AclaError(f"key_cost must be 0 or more, not {key_cost}")
         self.learning_rate, self.loss, self.schedule = learning_rate, loss, schedule
         self.halve_every, self.gradient_clip = halve_every, gradient_clip
+        self.key_cost = key_cost
 
     def forward(self, lq: Tensor) -> Tensor:
         """Return the restored batch."""
@@ -56,7 +63,13 @@ class RestorationModule(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of patches."""
         lq, hq = batch
-        loss = _LOSSES[self.loss](self(lq) * 255, hq * 255)
+        with open_key_shares() as shares:
+            loss = _LOSSES[self.loss](self(lq) * 255, hq * 255)
+        if shares:
+            share = torch.stack(shares).mean()
+            self.log("open_keys", share.detach(), on_step=False, on_epoch=True)
+            if self.key_cost:
+                loss = loss + self.key_cost * share
         self.log("train_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
         return loss
 

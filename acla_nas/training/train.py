@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from acla_nas.nni_nas import Lightning
+from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
 from acla_nas.training.evaluator import epoch_history
 
 
-def train(network: nn.Module, evaluator: Lightning) -> list[dict[str, Any]]:
+def train(
+    network: nn.Module, evaluator: Lightning, *, checkpoint: str | Path | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
     """Train a network in place with an evaluator of :func:`make_evaluator`.
 
     Unlike ``evaluator.evaluate(network)``, validation patches are left unused: whole validation images
     are scored after every epoch.
 
+    Args:
+        network: to train.
+        evaluator: data and recipe.
+        checkpoint: a file that is written after every epoch; where it is there already, the training goes
+            on from it. At the end it is removed.
+        seed: of what the network draws at random in training.
+
     Returns:
         One dict per epoch: epoch, train_loss, val_psnr (dB), seconds.
     """
+    callbacks = evaluator.trainer.callbacks
+    callbacks.insert(0, SeededEpochs(seed))
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        callbacks.append(Checkpoint(path))
+    resume = {} if path is None else resume_from(path)
     evaluator.module.set_model(network)
-    evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders)
+    evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders, **resume)
+    if path is not None:
+        path.unlink(missing_ok=True)
     return epoch_history(evaluator)

@@ -12,15 +12,18 @@ from torch import nn
 
 from acla_nas import attention as attentions
 from acla_nas.attention import ACLA, Feature, cla
-from acla_nas.attention.acla import key_rings
+from acla_nas.attention.acla import key_rings, open_key_shares
 from acla_nas.errors import AclaError
 from acla_nas.ops import cross_layer_gather_reference
 from acla_nas.testing import count_macs
 
+# Half of the gates are then closed; by default hardly any is at first.
+PAPERS_GATES = {"gate_bias": 0.0, "gate_noise": True, "zero_masks": False, "mask_scale": 1.0}
+
 OPTIONS = [
     {"adaptive": False},
     {"adaptive": False, "softmax": "reference"},
-    {"adaptive": True, "gate_bias": 0.7, "gate_temperature": 0.5},
+    {"adaptive": True, "gate_bias": 0.7, "gate_temperature": 0.5, "mask_scale": 0.4},
     *(
         {"adaptive": True, "shared_mask": shared, "softmax": softmax, "renormalize": renormalize}
         for shared, softmax, renormalize in itertools.product(
@@ -45,6 +48,7 @@ def randomize(module, scale=0.4, seed=0):
 def make(channels=(3, 5, 4), num_keys=3, *, seed=0, batch=2, size=(6, 7), **options):
     """An attention module with references "2", "5", "6" of these channels; the last one is the query."""
     names = [str(j) for j in (2, 5, 6)][-len(channels) :]
+    options = {**PAPERS_GATES, **options}
     module = ACLA(channels[-1], num_keys, reference_channels=dict(zip(names, channels)), **options)
     randomize(module.double(), seed=seed).eval()
     generator = torch.Generator().manual_seed(seed + 1)
@@ -70,7 +74,7 @@ def literal(module, query, references, reference_gates=None, key_gates=None):
             gates[l, k] = torch.ones_like(logits[:, k])
             if module.adaptive:
                 mask = F.conv2d(sampled, layer.mask.weight)[:, 0 if module.shared_mask else k]
-                soft = torch.sigmoid((mask + module.gate_bias) / module.gate_temperature)
+                soft = torch.sigmoid((layer.mask_scale * mask + module.gate_bias) / module.gate_temperature)
                 gates[l, k] = (soft > 0.5).double() + soft - soft.detach()
             s[l] = 1.0 if reference_gates is None else reference_gates.get(l, 1.0)
             key = 1.0 if key_gates is None else key_gates[k]
@@ -351,3 +355,31 @@ def test_register_and_names():
     assert attentions.get("acla") is ACLA
     with pytest.raises(AclaError, match="unknown attention 'alca'; did you mean 'acla'"):
         attentions.get("alca")
+
+
+def test_by_default_a_module_starts_as_cla():
+    """Every gate is open, in training too, and the gates have a gradient with which they can close."""
+    torch.manual_seed(0)
+    module = ACLA(4, 3)
+    with torch.no_grad():
+        module.out.weight.normal_()
+    x = torch.randn(1, 4, 5, 5)
+    plain = cla(4, 3)
+    plain.load_state_dict({k: v for k, v in module.state_dict().items() if ".mask." not in k})
+    torch.testing.assert_close(module.train()(x, {"1": x}), plain(x, {"1": x}))
+    with open_key_shares() as shares:
+        module(x, {"1": x})
+    assert [float(share) for share in shares] == [1.0]
+    shares[0].backward()
+    assert module.references["1"].mask.weight.grad.abs().sum() > 0
+
+
+def test_shares_are_noted_only_within_the_context():
+    module = ACLA(4, 3)
+    x = torch.randn(1, 4, 5, 5)
+    with open_key_shares() as shares:
+        module(x, {"1": x})
+        with torch.no_grad():
+            module(x, {"1": x})  # nothing to train with
+    module(x, {"1": x})
+    assert len(shares) == 1

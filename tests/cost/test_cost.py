@@ -165,7 +165,7 @@ class Count(CostModel):
 
 
 def test_a_model_of_ones_own(monkeypatch):
-    monkeypatch.setattr(cost, "_REGISTRY", dict(cost._REGISTRY))
+    monkeypatch.setattr(cost.REGISTRY, "entries", dict(cost.REGISTRY.entries))
     cost.register("count", Count)
     assert "count" in cost.names()
     table = cost.get("count").table(make_space().network, SHAPE)

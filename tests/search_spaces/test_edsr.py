@@ -136,9 +136,9 @@ def test_options_travel_in_the_architecture():
 
 @pytest.fixture
 def registry(monkeypatch):
-    registered = dict(search_spaces.registry._REGISTRY)
-    monkeypatch.setattr(search_spaces.registry, "_REGISTRY", registered)
-    return registered
+    entries = dict(search_spaces.registry.REGISTRY.entries)
+    monkeypatch.setattr(search_spaces.registry.REGISTRY, "entries", entries)
+    return entries
 
 
 def test_register_makes_a_space_known_under_its_name(registry):

@@ -70,7 +70,7 @@ def test_registry_refuses_unknown_names_and_options() -> None:
 
 
 def test_a_task_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acla_nas.tasks._TASKS", {})
+    monkeypatch.setattr("acla_nas.tasks.REGISTRY.entries", {})
 
     def define() -> type[Task]:
         @register

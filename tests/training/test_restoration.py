@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import acla_nas
 from acla_nas.errors import AclaError
 from acla_nas.training import RestorationModule
 
@@ -122,3 +123,29 @@ def test_wrong_options(options: dict[str, Any], text: str) -> None:
     with pytest.raises(AclaError) as error:
         RestorationModule(**options)
     assert text in str(error.value)
+
+
+def test_a_cost_of_keys_closes_them() -> None:
+    torch.manual_seed(0)
+    open_keys = {}
+    for key_cost in (0.0, 20.0):
+        space = acla_nas.search_spaces.edsr(num_blocks=1, num_channels=4, num_keys=4, mask_scale=1.0)
+        network = space.freeze({"insert/1": True, "keys": 4})
+        module = module_with(network, learning_rate=1e-2, key_cost=key_cost)
+        images = torch.rand(20, 3, 6, 6)
+        batches = DataLoader(TensorDataset(images, images.repeat_interleave(2, 2).repeat_interleave(2, 3)), 2)
+        trainer = pl.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, batches)
+        open_keys[key_cost] = float(trainer.callback_metrics["open_keys"])
+    assert open_keys[20.0] < 0.5 < open_keys[0.0]
+
+
+def test_a_cost_of_keys_is_at_least_zero() -> None:
+    with pytest.raises(AclaError, match="key_cost must be 0 or more, not -1"):
+        RestorationModule(key_cost=-1)

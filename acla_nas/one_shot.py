@@ -1,0 +1,111 @@
+"""Running one-shot strategies: a supernet is trained, and the architecture is read off its gates."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from acla_nas import cost as costs
+from acla_nas.budget import Limit
+from acla_nas.cost.space_cost import SpaceCost
+from acla_nas.nni_nas import (
+    Lightning,
+    OneShotStrategy,
+    RawFormatModelSpace,
+    SequentialExecutionEngine,
+)
+from acla_nas.space import CrossLayerSpace
+from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
+from acla_nas.training.evaluator import epoch_history
+
+
+class OneShotRun(NamedTuple):
+    """What is left of a one-shot search: the decisions, how sure of them it was, and the epochs."""
+
+    sample: dict[str, Any]
+    probabilities: dict[int, float]
+    history: list[dict[str, Any]]
+    cost: SpaceCost
+
+
+def run_one_shot(
+    space: CrossLayerSpace,
+    strategy: OneShotStrategy,
+    evaluator: Lightning,
+    *,
+    folder: Path | None = None,
+    limit: Limit | None = None,
+    time_limit: float | None = None,
+) -> OneShotRun:
+    """Train the supernet, in this process, and derive the architecture; see :func:`acla_nas.search`.
+
+    With a folder, ``search.ckpt`` there is written after every epoch, and a search that finds it goes on
+    from it; at the end it is removed.
+    """
+    callbacks = evaluator.trainer.callbacks
+    callbacks.insert(0, SeededEpochs(getattr(strategy, "seed", 0)))
+    callbacks.insert(1, _GateLog(space, strategy))
+    if time_limit is not None:
+        callbacks.append(pl.callbacks.Timer(timedelta(minutes=time_limit), interval="epoch", verbose=False))
+    checkpoint = None if folder is None else folder / "search.ckpt"
+    if checkpoint is not None:
+        callbacks.append(Checkpoint(checkpoint))
+        evaluator.fit_kwargs.update(resume_from(checkpoint))
+
+    strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
+
+    module = strategy.oneshot_module
+    sample = module.export()
+    probabilities = {j: module.export_probs()[f"insert/{j}"][True] for j in space.network.paths}
+    if limit is not None:
+        sample = limit.cut(sample, {j: p for j, p in probabilities.items() if sample[f"insert/{j}"]})
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return OneShotRun(sample, probabilities, epoch_history(evaluator), space_cost(strategy, space))
+
+
+def space_cost(strategy: OneShotStrategy, space: CrossLayerSpace) -> SpaceCost:
+    """Return the cost that a strategy searches under; MACs where it has none, as NNI's own have not."""
+    own = getattr(strategy, "space_cost", None)
+    return own if isinstance(own, SpaceCost) else SpaceCost(space, costs.get("macs"))
+
+
+class _InProcessEngine(SequentialExecutionEngine):
+    """NNI's in-process engine, which leaves the connection of a trial to NNI's manager alone."""
+
+    def _run_single_model(self, model: Any) -> None:
+        model.execute()
+
+
+class _GateLog(pl.Callback):
+    """Logs at the end of every epoch where the gates stand: open, expected cost, probabilities."""
+
+    def __init__(self, space: CrossLayerSpace, strategy: OneShotStrategy) -> None:
+        self.space, self.strategy = space, strategy
+        self.cost: SpaceCost | None = None
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Log after the last batch, so that it is among the epoch's metrics."""
+        if not trainer.is_last_batch:
+            return
+        self.cost = self.cost or space_cost(self.strategy, self.space)
+        inserted, of_keys = gate_probabilities(self.space)
+        sample = pl_module.export()
+        log = {
+            "open": float(sum(sample[f"insert/{j}"] for j in self.space.network.paths)),
+            "cost": float(self.cost.expected(inserted, of_keys)),
+        }
+        probabilities = zip(self.space.network.paths, inserted.tolist())
+        pl_module.log_dict(log | {f"probability/{j:02d}": p for j, p in probabilities})
+
+
+def gate_probabilities(space: CrossLayerSpace) -> tuple[Tensor, Tensor]:
+    """Return the probability of each module and of each number of keys, with gradients in the alphas."""
+    inserted = torch.stack([gate.probability() for gate in space.insert_gates])  # type: ignore[operator]
+    return inserted, space.key_gate.probability()

@@ -1,0 +1,47 @@
+"""RandomOneShot: a supernet trained on evenly drawn architectures, with NNI's implementation."""
+
+from __future__ import annotations
+
+from acla_nas import cost as costs
+from acla_nas.cost import CostModel
+from acla_nas.cost.space_cost import SpaceCost
+from acla_nas.errors import AclaError
+from acla_nas.nni_nas import Lightning, nni_one_shot
+from acla_nas.space import CrossLayerSpace
+
+
+class RandomOneShot(nni_one_shot.RandomOneShot):
+    """Trains the weights of a supernet, each step those of an architecture drawn evenly (Guo et al. 2020).
+
+    It decides nothing: the architecture it returns is one more draw. What it is for is its supernet, whose
+    weights a multi-trial strategy's candidates can inherit (see :class:`acla_nas.scoring.InheritedWeights`).
+
+    Args:
+        epochs: of the supernet.
+        cost: "macs", "params", .. or a :class:`acla_nas.cost.CostModel`, for the record.
+        seed: of the draws.
+
+    Raises:
+        AclaError: epochs below 1, or an unknown cost model.
+
+    Example:
+        >>> RandomOneShot(epochs=20).max_epochs
+        20
+    """
+
+    def __init__(self, epochs: int = 60, cost: str | CostModel = "macs", seed: int = 0) -> None:
+        if epochs < 1:
+            raise AclaError(f"epochs must be at least 1, not {epochs}")
+        super().__init__()
+        self.max_epochs, self.seed = epochs, seed
+        self.cost = costs.get(cost) if isinstance(cost, str) else cost
+
+    def mutate_model(self, model: CrossLayerSpace) -> CrossLayerSpace:
+        """Work out what the space's modules cost, and make it the supernet."""
+        self.space_cost = SpaceCost(model, self.cost)
+        return super().mutate_model(model)
+
+    def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
+        """Let the evaluator train for the strategy's epochs."""
+        evaluator.trainer.fit_loop.max_epochs = self.max_epochs
+        return super().mutate_evaluator(evaluator)
