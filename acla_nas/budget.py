@@ -43,6 +43,11 @@ class Budget(NamedTuple):
         costs.get(parts[1])
         return cls(parts[1], limit)
 
+    @property
+    def unit(self) -> str:
+        """The unit of the limit."""
+        return costs.get(self.model).unit
+
     def on(self, space: CrossLayerSpace) -> Limit:
         """Return the limit that this budget sets to the samples of a space."""
         return Limit(SpaceCost(space, costs.get(self.model)), self.limit)

@@ -190,12 +190,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if not equals or not key:
             raise AclaError(f"override {override!r} must be KEY=VALUE, such as data.train=DIR")
         try:
-            set_key(content, key, yaml.safe_load(value))
+            chosen = yaml.safe_load(value)
+            if key == "strategy.name" and _strategy_name(content) != chosen:
+                content["strategy"] = {}  # the file's options are of another strategy
+            set_key(content, key, chosen)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             if isinstance(error, AclaError):
                 raise
             raise AclaError(f"the value of override {override!r} is not YAML; put it in quotes") from None
     return parse_config(content, str(path))
+
+
+def _strategy_name(content: dict[str, Any]) -> Any:
+    section = content.get("strategy")
+    return section.get("name") if isinstance(section, dict) else None
 
 
 def set_key(content: dict[str, Any], key: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from acla_nas import attention as attentions
 from acla_nas import search_spaces, strategies, tasks
 from acla_nas.arch import Arch
+from acla_nas.candidate import save_candidates
 from acla_nas.config import Config, build, load_config
 from acla_nas.cost import LatencyCost
 from acla_nas.data import list_images, load_image, split_fold
@@ -103,12 +104,8 @@ def _write_candidates(result: SearchResult, folder: Path) -> None:
     from acla_nas.report.front import draw_front, front_table
 
     unit = next(iter(result.arch.cost))
-    rows = [
-        {"quality": c.quality, "cost": c.cost, "front": c in result.front, "arch": c.arch.model_dump()}
-        for c in result.candidates
-    ]
-    (folder / "candidates.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    (folder / "front.md").write_text(front_table(result.candidates, unit), encoding="utf-8")
+    save_candidates(result.candidates, folder / "candidates.json")
+    (folder / "front.md").write_text(front_table(result.candidates, unit) + "\n", encoding="utf-8")
     draw_front(result.candidates, folder / "front.png", unit)
 
 

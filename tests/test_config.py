@@ -57,6 +57,13 @@ def test_file_and_overrides(small: Path) -> None:
     assert (config.search.loss, config.train.loss) == ("mse", "l1")
 
 
+def test_another_strategy_leaves_the_options_of_the_files_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text("strategy: {name: two_stage, cost_weight: 0.3}\n")
+    assert load_config(path, ["strategy.name=tpe", "strategy.trials=3"]).strategy.options == {"trials": 3}
+    assert load_config(path, ["strategy.name=two_stage"]).strategy.options == {"cost_weight": 0.3}
+
+
 def test_later_overrides_win_and_values_may_hold_equals_signs(small: Path) -> None:
     assert load_config(small, ["run=a", "run=b=c"]).run == "b=c"
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from acla_nas import Arch, experiment
-from acla_nas.config import Config, load_config, parse_config
+from acla_nas.candidate import load_candidates
+from acla_nas.config import Config, Named, load_config, parse_config
 from acla_nas.errors import AclaError
+from acla_nas.evaluation import evaluate
 from acla_nas.nni_nas import nni
 from acla_nas.searcher import SearchResult
 
@@ -176,3 +178,66 @@ def test_network_of_another_size_than_the_task(images: Path, tmp_path: Path) -> 
 def test_models_are_loaded_before_anything_is_scored(images: Path, tmp_path: Path) -> None:
     with pytest.raises(AclaError, match=r"has no arch\.json"):
         next(experiment.run_evaluation(tiny(images, tmp_path, models=[str(tmp_path)])))
+
+
+def test_a_multi_trial_search_writes_its_front(images: Path, tmp_path: Path) -> None:
+    strategy = {"name": "nsga2", "trials": 3, "population": 2, "cost": "params"}
+    config = tiny(images, tmp_path / "run").model_copy(update={"strategy": Named(**strategy)})
+    result = experiment.run_search(config)
+    run = Path(config.run)
+    assert load_candidates(run / "candidates.json") == list(result.candidates) and len(result.candidates) == 3
+    assert (run / "front.md").read_text().count("\n") == 5 and (run / "front.png").stat().st_size > 1000
+    assert not (run / "supernet.safetensors").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["val_psnr"] == max(c.quality for c in result.candidates)
+    network = experiment.load_model(run)
+    scored = evaluate(network, experiment.make_task(config), experiment.validation_images(config))
+    assert scored.psnr == pytest.approx(summary["val_psnr"], abs=1e-3)
+
+
+def test_candidates_inherit_a_supernets_weights(
+    searched: tuple[Config, SearchResult], images: Path, tmp_path: Path
+) -> None:
+    supernet, result = searched
+    strategy = Named(name="exhaustive", cost="params")
+    config = tiny(images, tmp_path / "run", scoring={"weights": supernet.run})
+    found = experiment.run_search(config.model_copy(update={"strategy": strategy}))
+    assert len(found.candidates) == 4
+    whole = next(c for c in found.candidates if c.arch.positions == result.arch.positions)
+    assert whole.quality == pytest.approx(result.history[-1]["val_psnr"], abs=1e-3)
+
+
+def test_a_budget_holds_and_the_summary_is_of_what_is_within(images: Path, tmp_path: Path) -> None:
+    options = {"initial_alpha": 5.0, "cost": "params"}
+    config = tiny(images, tmp_path / "run", strategy=options).model_copy(update={"budget": "params<=100"})
+    result = experiment.run_search(config)
+    assert len(result.arch.positions) == 1 and result.cost <= 100
+    network = experiment.load_model(config.run)
+    scored = evaluate(network, experiment.make_task(config), experiment.validation_images(config))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["val_psnr"] == pytest.approx(scored.psnr, abs=1e-3)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_search_that_was_stopped_goes_on(
+    epoch: int, searched: tuple[Config, SearchResult], images: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    _, expected = searched
+    config = tiny(images, tmp_path / "run", strategy={"initial_alpha": 5.0})
+
+    def stop(self: Any, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == epoch:
+            raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("acla_nas.training.evaluator._NextPatches.on_train_epoch_end", stop, raising=False)
+        with pytest.raises(RuntimeError, match="stopped"):
+            experiment.run_search(config)
+    assert (tmp_path / "run" / "search.ckpt").exists()
+    with pytest.raises(AclaError, match=r"unfinished run with another strategy: set run=DIR .* search\.ckpt"):
+        experiment.run_search(tiny(images, tmp_path / "run"))
+    result = experiment.run_search(config)
+    assert result.probabilities == expected.probabilities
+    assert all(torch.equal(result.weights[name], w) for name, w in expected.weights.items())
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert not (tmp_path / "run" / "search.ckpt").exists()

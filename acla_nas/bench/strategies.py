@@ -59,7 +59,7 @@ def compare_strategies(config: Config, names: Sequence[str], seeds: Sequence[int
     config.save(folder)
     path = folder / "strategies.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [Found(**json.loads(line)) for line in lines]
+    rows = [Found(**{**row, "positions": tuple(row["positions"])}) for row in map(json.loads, lines)]
     for seed in seeds:
         for name in (config.strategy.name, *names):
             row = next((r for r in rows if (r.strategy, r.seed) == (name, seed)), None)

@@ -75,18 +75,24 @@ def _takes_config(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @_command
-def search(config: str, overrides: tuple[str, ...]) -> None:
+@click.option("--budget", metavar="COST<=NUMBER", help="What the found modules may cost, such as macs<=2e9.")
+def search(config: str, overrides: tuple[str, ...], budget: str | None) -> None:
     """Search for the insert positions; write arch.json and weights.
 
     \b
       acla-nas search examples/sr_edsr_search.yml run=runs/mine data.train=DIV2K/train
+      acla-nas search examples/sr_edsr_search.yml --budget 'params<=20000'
+      acla-nas search examples/sr_edsr_search.yml strategy.name=nsga2 strategy.trials=40 run=runs/front
+
+    Another strategy.name leaves out the options that CONFIG has for its own. A search that was stopped goes
+    on when the command is given again.
 
     As the trial command of an NNI experiment it takes the trial's parameters as further overrides, and
     reports the validation PSNR to NNI.
     """
     from acla_nas.cli.search import run
 
-    run(config, overrides)
+    run(config, overrides, budget)
 
 
 @_command
@@ -242,6 +248,24 @@ def keys(config: str, overrides: tuple[str, ...]) -> None:
     from acla_nas.cli.report import run_keys
 
     run_keys(config, overrides)
+
+
+@report.command()
+@click.argument("run", metavar="RUN")
+@click.option("--budget", metavar="COST<=NUMBER", help="Pick the best candidate within it.")
+def front(run: str, budget: str | None) -> None:
+    """Print the candidates of a multi-trial search; pick the best within a budget.
+
+    \b
+      acla-nas report front runs/front
+      acla-nas report front runs/front --budget 'macs<=2e8'
+
+    The one that is picked is written to RUN/within_budget.json, for `acla-nas train CONFIG arch=...`. The
+    cost must be the one that the search measured.
+    """
+    from acla_nas.cli.report import run_front
+
+    run_front(run, budget)
 
 
 @cli.command(name="list")

@@ -69,3 +69,27 @@ def split_overrides(config_path: str, overrides: Sequence[str]) -> tuple[Config,
         needs = {"query": "[x, y], two pixels", "position": "a number from 1"}.get(key, "a path")
         raise AclaError(f"{key} must be {needs}, not {own[key]!r}") from None
     return load_config(config_path, others), options
+
+
+def run_front(run: str, budget: str | None) -> None:
+    """Print the candidates in a run folder; with a budget, write the best of those within it."""
+    from acla_nas.budget import Budget
+    from acla_nas.candidate import load_candidates
+    from acla_nas.report.front import front_table
+
+    candidates = load_candidates(Path(run, "candidates.json"))
+    unit = next(iter(candidates[0].arch.cost))
+    click.echo(front_table(candidates, unit))
+    if budget is None:
+        return
+    limit = Budget.parse(budget)
+    if limit.unit != unit:
+        raise AclaError(f"budget {budget!r} is in {limit.unit}, the search in {run} measured {unit}")
+    within = [candidate for candidate in candidates if candidate.cost <= limit.limit]
+    if not within:
+        raise AclaError(f"no candidate in {run} is within {budget}: search with --budget {budget!r}")
+    best = max(within, key=lambda candidate: candidate.quality)
+    path = best.arch.save(Path(run, "within_budget.json"))
+    positions = ", ".join(map(str, best.arch.positions)) or "none"
+    click.echo(f"\npositions: {positions}; quality {best.quality:.3f}; cost {best.cost:.10g} {unit}")
+    click.echo(f"architecture: {path}")

@@ -11,9 +11,11 @@ import click
 from acla_nas.config import load_config
 
 
-def run(config_path: str, overrides: Sequence[str]) -> None:
+def run(config_path: str, overrides: Sequence[str], budget: str | None = None) -> None:
     """Search, in a trial of NNI's with the trial's parameters, and say what was found."""
     config = load_config(config_path, [*overrides, *_trial_overrides()])
+    if budget is not None:
+        config = config.model_copy(update={"budget": budget})
     if _in_nni():
         config = config.model_copy(update={"run": str(_trial_folder(config.run))})
     from acla_nas.experiment import run_search
@@ -25,6 +27,8 @@ def run(config_path: str, overrides: Sequence[str]) -> None:
     click.echo("cost: " + ", ".join(f"{_number(value)} {unit}" for unit, value in arch.cost.items()))
     click.echo(f"architecture: {Path(config.run, 'arch.json')}")
     click.echo(f"weights: {Path(config.run, 'weights.safetensors')}")
+    if result.candidates:
+        click.echo(f"front: {Path(config.run, 'front.md')}, {Path(config.run, 'front.png')}")
 
 
 def _number(value: float) -> str:
