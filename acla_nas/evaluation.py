@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from acla_nas.attention.acla import open_key_shares
 from acla_nas.data.images import save_image
 from acla_nas.data.pairs import PairDataset, image_to_tensor, tensor_to_image
 from acla_nas.errors import AclaError
@@ -31,6 +32,11 @@ class ImageScore:
 class Evaluation:
     """The scores of a set of images.
 
+    Attributes:
+        rows: a score per image.
+        open_keys: share of their keys that the adaptive modules left open, the mean over modules and images;
+            None where there are no such modules.
+
     Example:
         >>> scores = Evaluation((ImageScore("baby", 37.07, 0.952), ImageScore("bird", 36.81, 0.972)))
         >>> print(scores.table())
@@ -41,6 +47,7 @@ class Evaluation:
     """
 
     rows: tuple[ImageScore, ...]
+    open_keys: float | None = None
 
     @property
     def psnr(self) -> float:
@@ -53,11 +60,13 @@ class Evaluation:
         return fmean(row.ssim for row in self.rows)
 
     def table(self) -> str:
-        """Return plain text: a line per image and one with the means, PSNR to 2 digits and SSIM to 4."""
+        """Return plain text: a line per image, one with the means, and the share of open keys if any."""
         rows = (*self.rows, ImageScore("mean", self.psnr, self.ssim))
         width = max(len("image"), *(len(row.name) for row in rows))
         lines = [f"{'image':{width}}  PSNR (dB)    SSIM"]
         lines += [f"{row.name:{width}}  {row.psnr:9.2f}  {row.ssim:6.4f}" for row in rows]
+        if self.open_keys is not None:
+            lines.append(f"open keys {100 * self.open_keys:.1f} %")
         return "\n".join(lines)
 
 
@@ -95,7 +104,7 @@ def evaluate(
     """
     dataset = PairDataset(task, paths)
     rows = []
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), open_key_shares() as shares:
         if model is not None:
             model.to(device)
         for index, name in enumerate(dataset.names):
@@ -111,7 +120,7 @@ def evaluate(
                 raise AclaError(f"image {name}: {error}") from error
             if save_dir is not None:
                 save_image(restored, Path(save_dir, f"{name}.png"))
-    return Evaluation(tuple(rows))
+    return Evaluation(tuple(rows), fmean(map(float, shares)) if shares else None)
 
 
 def _restore(model: nn.Module, lq: np.ndarray, hq: np.ndarray, device: str | torch.device) -> np.ndarray:

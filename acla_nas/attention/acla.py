@@ -170,7 +170,7 @@ class ACLA(Attention):
             values.append(value)
         gates = self._gate_keys(torch.stack(masks, 1)) if masks else None
         shares = _OPEN_SHARES.get()
-        if gates is not None and shares is not None and torch.is_grad_enabled():
+        if gates is not None and shares is not None and (gates.requires_grad or not self.training):
             shares.append(gates.mean())
         return _Keys(values, offsets, logits.unflatten(1, (count, keys)), gates)
 
@@ -239,14 +239,15 @@ _OPEN_SHARES: ContextVar[list[Tensor] | None] = ContextVar("open_shares", defaul
 def open_key_shares() -> Iterator[list[Tensor]]:
     """Within it, every adaptive module that is run adds the share of its keys that are open to the list.
 
-    The shares are scalars in 0 .. 1 with gradients in the masks: for who trains under a cost of keys.
+    The shares are scalars in 0 .. 1, in training with gradients in the masks: for who trains under a cost of
+    keys, or wants to know how many are left.
 
     Example:
         >>> attention = ACLA(8, num_keys=4)
         >>> x = torch.randn(1, 8, 6, 6)
         >>> with open_key_shares() as shares:
         ...     update = attention(x, {"1": x})
-        >>> [float(share) for share in shares]
+        >>> [share.item() for share in shares]
         [1.0]
     """
     shares: list[Tensor] = []

@@ -74,6 +74,7 @@ class Run:
         parameters: of the network.
         macs: multiply-accumulates for the input that the space is built for (48x48).
         seconds: of training and scoring, without the search.
+        open_keys: share of keys that the adaptive modules left open on the first test set; None without such.
     """
 
     variant: str
@@ -83,6 +84,7 @@ class Run:
     parameters: int
     macs: int
     seconds: float
+    open_keys: float | None = None
 
 
 class Comparison:
@@ -156,7 +158,7 @@ class Comparison:
         finished = self.finished()
         wanted = self.config.compare
         bare = {seed: finished["bare", seed] for seed in wanted.seeds if ("bare", seed) in finished}
-        header = ["variant", "seeds", "positions", "parameters", "MACs (M)"]
+        header = ["variant", "seeds", "positions", "parameters", "MACs (M)", "open keys"]
         for test in self.tests:
             header += [f"{test} (dB)", f"{test} - bare"]
         lines = [header, ["---"] * len(header)]
@@ -167,6 +169,8 @@ class Comparison:
             places = dict.fromkeys(", ".join(map(str, run.positions)) or "none" for run in runs)
             row = [variant, str(len(runs)), "; ".join(places)]
             row += [f"{fmean(r.parameters for r in runs):,.0f}", f"{fmean(r.macs for r in runs) / 1e6:,.1f}"]
+            shares = [r.open_keys for r in runs if r.open_keys is not None]
+            row.append(f"{100 * fmean(shares):.0f} %" if shares else "")
             for test in self.tests:
                 row.append(_mean_and_spread([run.psnr[test] for run in runs]))
                 gains = [run.psnr[test] - bare[run.seed].psnr[test] for run in runs if run.seed in bare]
@@ -197,6 +201,7 @@ class Comparison:
             parameters=count_parameters(network),
             macs=count_macs(network, arch.input_shape),
             seconds=round(time.monotonic() - start, 1),
+            open_keys=scores.open_keys,
         )
 
     def _arch(self, variant: str, seed: int) -> Arch:

@@ -369,7 +369,7 @@ def test_by_default_a_module_starts_as_cla():
     torch.testing.assert_close(module.train()(x, {"1": x}), plain(x, {"1": x}))
     with open_key_shares() as shares:
         module(x, {"1": x})
-    assert [float(share) for share in shares] == [1.0]
+    assert [share.item() for share in shares] == [1.0]
     shares[0].backward()
     assert module.references["1"].mask.weight.grad.abs().sum() > 0
 
@@ -382,4 +382,7 @@ def test_shares_are_noted_only_within_the_context():
         with torch.no_grad():
             module(x, {"1": x})  # nothing to train with
     module(x, {"1": x})
+    assert len(shares) == 1
+    with open_key_shares() as shares, torch.no_grad():
+        module.eval()(x, {"1": x})
     assert len(shares) == 1

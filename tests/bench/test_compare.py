@@ -59,11 +59,22 @@ def test_two_variants_two_seeds_on_embedded_images(tmp_path):
         ("cla", 1),
     ]
     assert [run["positions"] for run in lines] == [[], [2, 4]] * 2
-    assert set(lines[0]) == {"variant", "seed", "positions", "psnr", "parameters", "macs", "seconds"}
+    assert set(lines[0]) == {
+        "variant",
+        "seed",
+        "positions",
+        "psnr",
+        "parameters",
+        "macs",
+        "seconds",
+        "open_keys",
+    }
     assert lines[1]["parameters"] > lines[0]["parameters"] and lines[1]["macs"] > lines[0]["macs"]
     assert lines[0]["psnr"]["embedded"] != lines[2]["psnr"]["embedded"]
     table = (tmp_path / "table.md").read_text().splitlines()
-    assert table[0].startswith("| variant | seeds | positions | parameters | MACs (M) | embedded (dB) |")
+    assert table[0].startswith(
+        "| variant | seeds | positions | parameters | MACs (M) | open keys | embedded (dB) |"
+    )
     assert [line.split(" | ")[0] for line in table] == ["| variant", "| ---", "| bare", "| cla"]
     assert table[3].count(" ± ") == 2
 
