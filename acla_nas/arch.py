@@ -15,7 +15,8 @@ from acla_nas.layout import check_layout
 if TYPE_CHECKING:
     from acla_nas.space import CrossLayerSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 left out the options of the attention that had their defaults
+_GATES_OF_VERSION_1 = {"gate_bias": 0.0, "gate_noise": True, "zero_masks": False, "mask_scale": 1.0}
 
 
 class Arch(BaseModel):
@@ -112,14 +113,22 @@ class Arch(BaseModel):
                 raise AclaError(f"{name} is not JSON: {error}; give the arch.json of a search") from None
         if not isinstance(data, dict) or data.get("format") != "acla_nas.arch":
             raise AclaError(f"{name} is not an acla_nas architecture; give the arch.json of a search")
-        if data.get("format_version") != FORMAT_VERSION:
+        if data.get("format_version") not in (1, FORMAT_VERSION):
             raise AclaError(
                 f"{name} has format version {data.get('format_version')!r}, this acla_nas {__version__} "
-                f"reads {FORMAT_VERSION}: use the acla_nas that wrote it, or search again"
+                f"reads 1 and {FORMAT_VERSION}: use the acla_nas that wrote it, or search again"
             )
         try:
-            return cls.model_validate(data)
+            arch = cls.model_validate(data)
+            return arch if arch.format_version == FORMAT_VERSION else _from_version_1(arch)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise AclaError(f"{name} is not valid: {where} {first['msg']}") from None
+
+
+def _from_version_1(arch: Arch) -> Arch:
+    """Return the architecture of a file of version 1, whose key gates had other defaults."""
+    adaptive = "acla" in arch.attention["name"].split("+")
+    attention = {**_GATES_OF_VERSION_1, **arch.attention} if adaptive else arch.attention
+    return arch.model_copy(update={"format_version": FORMAT_VERSION, "attention": attention})

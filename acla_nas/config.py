@@ -48,8 +48,8 @@ class Data(_Section):
             place of the validation images, and is not trained on.
         folds: how many parts.
         patch_size: side of the degraded patch, in pixels.
-        batch_size: patches per batch.
-        workers: processes that load data, beside the trainer's own.
+        batch_size: patches per batch, in all processes together.
+        workers: processes that load data, beside each trainer's own.
     """
 
     train: PathName = "embedded"
@@ -131,6 +131,9 @@ class Config(_Section):
         models: run folders that ``acla-nas eval`` scores.
         seed: of everything random.
         device: "auto", "cpu" or "cuda".
+        devices: processes per machine that a one-shot search or a training is spread over, each with its own
+            GPU if ``device`` is one; see docs/scaling.md.
+        nodes: machines; with more than one, torchrun starts the command on each.
         run: the folder that the run writes to.
     """
 
@@ -148,6 +151,8 @@ class Config(_Section):
     models: list[PathName] = Field(default_factory=list)
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1)
     run: PathName = "runs/run"
 
     def save(self, folder: str | Path) -> Path:

@@ -26,7 +26,7 @@ from acla_nas.nni_nas import Lightning, nni
 from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
 from acla_nas.tasks import Task
-from acla_nas.training import make_evaluator, train
+from acla_nas.training import from_main, is_main, make_evaluator, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,28 +43,42 @@ def run_search(config: Config) -> SearchResult:
     in candidates.json, and the Pareto front in front.md and front.png.
 
     A search that was stopped goes on when it is run again. Within a trial of an NNI experiment, the final
-    validation PSNR is reported to NNI.
+    validation PSNR is reported to NNI. Of several processes (``devices``, ``nodes``) the main one writes and
+    reports, and all return the same.
 
     Raises:
-        AclaError: the folder holds an unfinished search of another configuration, or a training.
+        AclaError: the folder holds an unfinished search of another configuration, or a training; or a
+            multi-trial strategy is given several processes.
     """
     folder = Path(config.run)
     device = choose_device(config)
-    _check_unfinished(config, folder / "search.ckpt")
     seed_everything(config)
     task, space = make_task(config), make_space(config)
     strategy = make_strategy(config)
-    config.save(folder)
-    print(f"searching {len(space.positions)} positions of {config.space.name} on {device}", flush=True)
+    _begin(config, folder / "search.ckpt")
+    _say(f"searching {len(space.positions)} positions of {config.space.name} on {device}{_processes(config)}")
     scorer: Any
     if isinstance(strategy, MultiTrial):
+        if config.devices * config.nodes > 1:
+            raise AclaError(
+                f"devices={config.devices} on nodes={config.nodes}, but strategy {config.strategy.name} trains "
+                "no supernet: leave them at 1 and start the command several times with one strategy.storage, "
+                "see docs/scaling.md"
+            )
         scorer = _scorer(config, task, space)
     else:
         scorer = _evaluator(config, task, folder, config.search.model_dump())
     result = search(
         space, strategy, scorer, folder=folder, budget=config.budget, time_limit=config.time_limit
     )
-    result.save(folder)
+    if is_main():
+        _write_search(config, task, space, result)
+    return result
+
+
+def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: SearchResult) -> None:
+    """Write what a search found into its run folder, and report it to NNI."""
+    folder = result.save(config.run)
     network = export(result.arch, weights=result.weights)
     summary = {
         "positions": list(result.arch.positions),
@@ -83,7 +97,6 @@ def run_search(config: Config) -> SearchResult:
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if nni.get_current_parameter() is not None:
         nni.report_final_result(summary["val_psnr"])
-    return result
 
 
 def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchResult) -> float:
@@ -126,18 +139,19 @@ def run_training(config: Config) -> Evaluation:
     paths = list_images(config.data.test, "test")
     for path in paths:
         load_image(path)  # now, not after the training
-    _check_unfinished(config, folder / "training.ckpt")
     seed_everything(config)
     network = export(arch)
     check_scale(network, task, config.arch)
-    config.save(folder)
+    _begin(config, folder / "training.ckpt")
     evaluator = _evaluator(config, task, folder, config.train.model_dump())
     count = sum(p.numel() for p in network.parameters())
     inserted = ", ".join(map(str, arch.positions)) or "none"
-    print(f"training {count:,} parameters, attention at positions: {inserted}, on {device}", flush=True)
+    where = f"{device}{_processes(config)}"
+    _say(f"training {count:,} parameters, attention at positions: {inserted}, on {where}")
     train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
-    save_model(arch, network.state_dict(), folder)
-    return evaluate(network, task, paths, device=device)
+    if is_main():
+        save_model(arch, network.state_dict(), folder)
+    return from_main(lambda: evaluate(network, task, paths, device=device))
 
 
 def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
@@ -258,7 +272,8 @@ def choose_device(config: Config) -> str:
 
 
 def _evaluator(config: Config, task: Task, folder: Path, recipe: dict[str, Any]) -> Lightning:
-    return make_evaluator(task, run_dir=folder, **_data(config), **recipe)
+    processes = {"devices": config.devices, "nodes": config.nodes}
+    return make_evaluator(task, run_dir=folder, **_data(config), **processes, **recipe)
 
 
 def _data(config: Config) -> dict[str, Any]:
@@ -279,13 +294,30 @@ def _scorer(config: Config, task: Task, space: CrossLayerSpace) -> Any:
     return ShortTraining(task, epochs=scoring.epochs, **_data(config), **recipe)
 
 
+def _begin(config: Config, checkpoint: Path) -> None:
+    """Write the configuration into the run folder, unless what is unfinished there is of another one."""
+    if is_main():
+        _check_unfinished(config, checkpoint)
+        config.save(config.run)
+
+
+def _processes(config: Config) -> str:
+    count = config.devices * config.nodes
+    return f", {count} processes" if count > 1 else ""
+
+
+def _say(line: str) -> None:
+    if is_main():
+        print(line, flush=True)
+
+
 def _check_unfinished(config: Config, checkpoint: Path) -> None:
     """Refuse to go on with what another configuration has begun."""
     path = checkpoint.with_name("config.yml")
     if not (checkpoint.exists() and path.exists()):
         return
     then, now = load_config(str(path)).model_dump(), config.model_dump()
-    free = {"run", "device", "models", "time_limit", "budget", "compare"}
+    free = {"run", "device", "devices", "nodes", "models", "time_limit", "budget", "compare"}
     different = sorted(key for key in now if key not in free and then[key] != now[key])
     if different:
         raise AclaError(

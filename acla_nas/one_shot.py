@@ -22,6 +22,7 @@ from acla_nas.nni_nas import (
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
 from acla_nas.training.evaluator import epoch_history
+from acla_nas.training.processes import from_main, is_main, share_buffers
 
 
 class OneShotRun(NamedTuple):
@@ -42,10 +43,11 @@ def run_one_shot(
     limit: Limit | None = None,
     time_limit: float | None = None,
 ) -> OneShotRun:
-    """Train the supernet, in this process, and derive the architecture; see :func:`acla_nas.search`.
+    """Train the supernet and derive the architecture; see :func:`acla_nas.search`.
 
     With a folder, ``search.ckpt`` there is written after every epoch, and a search that finds it goes on
-    from it; at the end it is removed.
+    from it; at the end it is removed. Of an evaluator's several processes the main one derives the
+    architecture, and all return it.
     """
     callbacks = evaluator.trainer.callbacks
     callbacks.insert(0, SeededEpochs(getattr(strategy, "seed", 0)))
@@ -59,13 +61,21 @@ def run_one_shot(
 
     strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
 
+    share_buffers(space)
+    if checkpoint is not None and is_main():
+        checkpoint.unlink(missing_ok=True)
+    return from_main(lambda: _derive(space, strategy, evaluator, limit))
+
+
+def _derive(
+    space: CrossLayerSpace, strategy: OneShotStrategy, evaluator: Lightning, limit: Limit | None
+) -> OneShotRun:
+    """Read the architecture off the gates, within the limit."""
     module = strategy.oneshot_module
     sample = module.export()
     probabilities = {j: module.export_probs()[f"insert/{j}"][True] for j in space.network.paths}
     if limit is not None:
         sample = limit.cut(sample, {j: p for j, p in probabilities.items() if sample[f"insert/{j}"]})
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return OneShotRun(sample, probabilities, epoch_history(evaluator), space_cost(strategy, space))
 
 

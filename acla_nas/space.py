@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acla_nas import attention as attentions
 from acla_nas.arch import Arch
 from acla_nas.errors import AclaError
 from acla_nas.gates import InsertGate, KeyGate
@@ -80,7 +81,8 @@ class CrossLayerSpace(ModelSpace):
             sort=any(map(is_glob, [positions] if isinstance(positions, str) else positions)),
             **options,
         )
-        self.attention_options = {"name": attention, **options}
+        # With the defaults, so that an architecture means the same when a default changes.
+        self.attention_options = {"name": attention, **attentions.default_options(attention), **options}
         self.input_shape = tuple(input_shape)
         self.source: dict[str, Any] = {"backbone": type(module).__qualname__}
         self.insert_gates = nn.ModuleList(InsertGate(j) for j in self.network.paths)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from acla_nas import Arch, export, search_spaces
+from acla_nas.attention import default_options
 from acla_nas.errors import AclaError
 
 GOLDEN = Path(__file__).parent / "golden" / "arch_v1.json"
@@ -27,7 +28,8 @@ def test_of_a_sample():
     arch = make_arch()
     assert arch.positions == (1, 3)
     assert arch.paths == {1: "body.0", 3: "body.2"}
-    assert arch.attention == {"name": "acla", "num_keys": 4, "shared_mask": True}
+    options = {**default_options("acla"), "shared_mask": True}
+    assert arch.attention == {"name": "acla", "num_keys": 4, **options}
     assert arch.space["name"] == "edsr"
     # Defaults too, so that the file means the same when they change.
     given = {"scale": 2, "num_blocks": 3, "num_channels": 8}
@@ -44,7 +46,7 @@ def test_json_round_trip(tmp_path):
     assert loaded == arch
     assert Arch.load(str(path)) == arch
     assert loaded.paths == {1: "body.0", 3: "body.2"}
-    assert json.loads(path.read_text())["format_version"] == 1
+    assert json.loads(path.read_text())["format_version"] == 2
 
 
 def test_load_takes_a_dict_and_an_arch():
@@ -65,7 +67,8 @@ def test_golden_file_of_version_1_keeps_loading():
     arch = Arch.load(GOLDEN)
     assert arch.positions == (1, 3)
     assert arch.paths == {1: "body.0", 3: "body.2"}
-    assert arch.attention == {"name": "acla", "num_keys": 4, "gate_bias": 0.5}
+    gates = {"gate_bias": 0.5, "gate_noise": True, "zero_masks": False, "mask_scale": 1.0}  # its defaults
+    assert arch.attention == {"name": "acla", "num_keys": 4, **gates}
     assert arch.cost == {"macs": 1234567.0}
     model = export(GOLDEN).eval()
     assert {j: list(a.references) for j, a in model.attention.items()} == {"1": ["1"], "3": ["1", "3"]}
@@ -73,6 +76,21 @@ def test_golden_file_of_version_1_keeps_loading():
     pair = 8 * 8 + 8 * 4 * 4  # G; W_off, W_att and M
     assert sum(p.numel() for p in model.parameters()) == bare + 2 * 8 * 8 + 3 * pair
     assert model(torch.rand(1, 3, 6, 7)).shape == (1, 3, 12, 14)
+
+
+def test_golden_file_of_version_2_keeps_loading():
+    path = GOLDEN.with_name("arch_v2.json")
+    arch = Arch.load(path)
+    assert arch.layouts == {"body.0": "bchw", "body.2": "bchw"} and arch.positions == (1, 3)
+    assert json.loads(arch.model_dump_json()) == json.loads(path.read_text())
+    module = export(path).attention["3"]
+    assert (module.gate_bias, module.gate_noise, module.num_keys) == (0.5, False, 4)
+    assert module.references["1"].mask_scale == 0.25
+
+
+def test_a_file_holds_every_option_of_the_attention():
+    attention = make_arch().attention
+    assert set(default_options(attention["name"])) < set(attention)
 
 
 def test_an_arch_is_frozen():
@@ -83,7 +101,7 @@ def test_an_arch_is_frozen():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, r"format version 2, this acla_nas .* reads 1"),
+        ({"format_version": 3}, r"format version 3, this acla_nas .* reads 1 and 2"),
         ({"format_version": None}, r"format version None"),
         ({"format": "onnx"}, "is not an acla_nas architecture"),
         ({"colour": "red"}, r"not valid: colour .*not permitted"),

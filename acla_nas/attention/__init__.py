@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from acla_nas.attention.acla import ACLA, cla
 from acla_nas.attention.attention import Attention, Feature, OwnLayerAttention
@@ -26,6 +27,7 @@ __all__ = [
     "OwnLayerAttention",
     "SqueezeExcitation",
     "cla",
+    "default_options",
     "get",
     "names",
     "register",
@@ -83,6 +85,21 @@ def get(name: str, *, imports: bool = True) -> Callable[..., Attention]:
     """
     makes = [REGISTRY.get(part) if imports else REGISTRY.known(part) for part in name.split("+")]
     return makes[0] if len(makes) == 1 else combine(makes)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Return the options of an attention by its name, but for the number of keys, with their defaults.
+
+    Of those that are numbers, texts, True, False or None, as a file can hold.
+
+    Example:
+        >>> default_options("cla")
+        {'softmax': 'joint'}
+    """
+    parameters = inspect.signature(get(name)).parameters.values()
+    given = {"channels", "num_keys", "num_references", "reference_channels"}
+    plain = (str, int, float, type(None))
+    return {p.name: p.default for p in parameters if p.name not in given and isinstance(p.default, plain)}
 
 
 def names() -> list[str]:

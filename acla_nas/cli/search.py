@@ -19,8 +19,11 @@ def run(config_path: str, overrides: Sequence[str], budget: str | None = None) -
     if _in_nni():
         config = config.model_copy(update={"run": str(_trial_folder(config.run))})
     from acla_nas.experiment import run_search
+    from acla_nas.training import is_main
 
     result = run_search(config)
+    if not is_main():
+        return
     arch = result.arch
     positions = ", ".join(map(str, arch.positions)) or "none"
     click.echo(f"positions: {positions} of {result.num_positions}")

@@ -10,6 +10,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from acla_nas.errors import AclaError
+from acla_nas.training.processes import from_main
+
 
 class SeededEpochs(pl.Callback):
     """Sets PyTorch's random state at the start of every epoch, from a seed and the epoch.
@@ -37,6 +40,15 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See that all processes have found the same checkpoint, or none."""
+        epoch, of_main = trainer.current_epoch, from_main(lambda: trainer.current_epoch)
+        if epoch != of_main:
+            raise AclaError(
+                f"{self.path} has {of_main} epochs for the main process and {epoch} for process "
+                f"{trainer.global_rank}: put the run folder where all machines can read it, or remove the file"
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the state. Lightning calls this after all other callbacks have had their turn."""

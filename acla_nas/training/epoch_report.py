@@ -13,12 +13,14 @@ import pytorch_lightning as pl
 from acla_nas.evaluation import evaluate
 from acla_nas.nni_nas import LightningModule, nni
 from acla_nas.tasks import Task
+from acla_nas.training.processes import from_main, is_main
 
 
 class EpochReport(pl.Callback):
     """Scores the network on the validation images after each epoch and tells everybody who asks.
 
-    During a search the network is the architecture derived so far, with the supernet's weights.
+    During a search the network is the architecture derived so far, with the supernet's weights. Of several
+    processes the main one scores and tells, and all have the same history.
 
     Args:
         task: the protocol.
@@ -60,12 +62,12 @@ class EpochReport(pl.Callback):
         """Score, record, report."""
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1}
         row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        row |= from_main(lambda: self._score(pl_module))
         if self.validation:
-            network, device = _network(pl_module), pl_module.device
-            row["val_psnr"] = evaluate(network, self.task, self.validation, device=device).psnr
             pl_module.log("val_psnr", row["val_psnr"])
-        row["seconds"] = round(time.monotonic() - self._start, 1)
         self.history.append(row)
+        if not is_main():
+            return
         if self.csv_path is not None:
             self._write_csv(self.csv_path)
         if self.validation and nni.get_current_parameter() is not None:
@@ -73,6 +75,13 @@ class EpochReport(pl.Callback):
         if self.show:
             trainer_epochs = trainer.max_epochs
             print(f"epoch {row['epoch']}/{trainer_epochs}  {_format(row)}", flush=True)
+
+    def _score(self, pl_module: pl.LightningModule) -> dict[str, float]:
+        scored = {}
+        if self.validation:
+            network, device = _network(pl_module), pl_module.device
+            scored["val_psnr"] = evaluate(network, self.task, self.validation, device=device).psnr
+        return {**scored, "seconds": round(time.monotonic() - self._start, 1)}
 
     def _write_csv(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from acla_nas.errors import AclaError
 from acla_nas.nni_nas import DataLoader, Lightning, Trainer
 from acla_nas.tasks import Task
 from acla_nas.training.epoch_report import EpochReport
+from acla_nas.training.processes import check_processes
 from acla_nas.training.restoration import RestorationModule
 
 
@@ -32,6 +33,8 @@ def make_evaluator(
     workers: int = 0,
     run_dir: str | Path | None = None,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     progress: bool = True,
     **recipe: Any,
 ) -> Lightning:
@@ -49,21 +52,28 @@ def make_evaluator(
         folds: how many such parts there are.
         epochs: of training; a search strategy brings its own.
         steps_per_epoch: batches per epoch.
-        batch_size: patches per batch.
+        batch_size: patches per batch, in all processes together, which share them evenly.
         patch_size: of the degraded patch, in pixels.
         seed: of the order of patches; set the seed of everything else with ``seed_everything``.
-        workers: processes that load data, beside the trainer's own.
+        workers: processes that load data, beside each trainer's own.
         run_dir: where logs and metrics.csv go; nowhere where None.
         device: "auto", "cpu" or "cuda".
+        devices: processes per machine, each with a GPU of its own if `device` is one. They train one network
+            by Lightning's DDP, with the gradients of the whole batch, so that the number of processes changes
+            no more than the order of sums, unless something is drawn for each patch, as by noisy key gates
+            and dropout, or batches are normalised.
+        nodes: machines; with more than one, torchrun starts the program on each, see docs/scaling.md.
         progress: print a line per epoch.
         recipe: options of :class:`RestorationModule`: learning_rate, loss, schedule, ..
 
     Raises:
-        AclaError: no usable image, or a number out of range.
+        AclaError: no usable image, a number out of range, or processes that there are not.
     """
+    check_processes(devices, nodes, device, batch_size)
     for name, value in (("steps_per_epoch", steps_per_epoch), ("batch_size", batch_size), ("epochs", epochs)):
         if value < 1:
             raise AclaError(f"{name} must be at least 1, not {value}")
+    processes = devices * nodes
 
     train_paths = list_images(train, "train")
     if fold is None:
@@ -84,7 +94,10 @@ def make_evaluator(
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=device,
-        devices=1,
+        devices=devices,
+        num_nodes=nodes,
+        # A step runs the modules that are switched on: the others' weights have no gradient in it.
+        strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
         callbacks=[_NextPatches([train_set, validation_set]), report],
         logger=_logger(run_dir),
         enable_checkpointing=False,
@@ -98,7 +111,7 @@ def make_evaluator(
         # generator of its own a loader leaves PyTorch's random state alone.
         return DataLoader(
             patches,
-            batch_size=batch_size,
+            batch_size=batch_size // processes,  # process r of n takes patches r, r + n, .. of the epoch
             num_workers=workers,
             persistent_workers=workers > 0,
             generator=torch.Generator(),

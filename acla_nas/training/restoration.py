@@ -67,10 +67,10 @@ class RestorationModule(LightningModule):
             loss = _LOSSES[self.loss](self(lq) * 255, hq * 255)
         if shares:
             share = torch.stack(shares).mean()
-            self.log("open_keys", share.detach(), on_step=False, on_epoch=True)
+            self.log("open_keys", share.detach(), on_step=False, on_epoch=True, sync_dist=True)
             if self.key_cost:
                 loss = loss + self.key_cost * share
-        self.log("train_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True)
+        self.log("train_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:

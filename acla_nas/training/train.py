@@ -10,6 +10,7 @@ from torch import nn
 from acla_nas.nni_nas import Lightning
 from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
 from acla_nas.training.evaluator import epoch_history
+from acla_nas.training.processes import is_main, share_buffers
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
     resume = {} if path is None else resume_from(path)
     evaluator.module.set_model(network)
     evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders, **resume)
-    if path is not None:
+    share_buffers(network)
+    if path is not None and is_main():
         path.unlink(missing_ok=True)
     return epoch_history(evaluator)
