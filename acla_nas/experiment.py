@@ -26,10 +26,11 @@ from acla_nas.nni_nas import Lightning, nni
 from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
 from acla_nas.tasks import Task
-from acla_nas.training import from_main, is_main, make_evaluator, train
+from acla_nas.training import make_evaluator, train
+from acla_nas.training.processes import from_main, is_main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
@@ -55,19 +56,19 @@ def run_search(config: Config) -> SearchResult:
     seed_everything(config)
     task, space = make_task(config), make_space(config)
     strategy = make_strategy(config)
-    _begin(config, folder / "search.ckpt")
-    _say(f"searching {len(space.positions)} positions of {config.space.name} on {device}{_processes(config)}")
     scorer: Any
     if isinstance(strategy, MultiTrial):
         if config.devices * config.nodes > 1:
             raise AclaError(
-                f"devices={config.devices} on nodes={config.nodes}, but strategy {config.strategy.name} trains "
-                "no supernet: leave them at 1 and start the command several times with one strategy.storage, "
-                "see docs/scaling.md"
+                f"devices={config.devices} on nodes={config.nodes}, but strategy {config.strategy.name} has "
+                "no supernet to train: leave them at 1 and start the command several times with one "
+                "strategy.storage, see docs/scaling.md"
             )
         scorer = _scorer(config, task, space)
     else:
         scorer = _evaluator(config, task, folder, config.search.model_dump())
+    _begin(config, folder / "search.ckpt")
+    _say(f"searching {len(space.positions)} positions of {config.space.name} on {device}{_processes(config)}")
     result = search(
         space, strategy, scorer, folder=folder, budget=config.budget, time_limit=config.time_limit
     )
@@ -123,7 +124,11 @@ def _write_candidates(result: SearchResult, folder: Path) -> None:
 
 
 def run_training(config: Config) -> Evaluation:
-    """Train an architecture, or the bare backbone, and score it; write its run folder."""
+    """Train an architecture, or the bare backbone, and score it; write its run folder.
+
+    Within a trial of an NNI experiment, the final validation PSNR is reported to NNI. Of several processes
+    the main one writes and reports, and all return the same.
+    """
     folder = Path(config.run)
     device = choose_device(config)
     task = make_task(config)
@@ -142,16 +147,34 @@ def run_training(config: Config) -> Evaluation:
     seed_everything(config)
     network = export(arch)
     check_scale(network, task, config.arch)
-    _begin(config, folder / "training.ckpt")
     evaluator = _evaluator(config, task, folder, config.train.model_dump())
+    _begin(config, folder / "training.ckpt")
     count = sum(p.numel() for p in network.parameters())
     inserted = ", ".join(map(str, arch.positions)) or "none"
     where = f"{device}{_processes(config)}"
     _say(f"training {count:,} parameters, attention at positions: {inserted}, on {where}")
-    train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
+    history = train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
     if is_main():
         save_model(arch, network.state_dict(), folder)
+        if nni.get_current_parameter() is not None:
+            nni.report_final_result(history[-1]["val_psnr"])
     return from_main(lambda: evaluate(network, task, paths, device=device))
+
+
+def write_arch(config: Config, decisions: Mapping[str, Any]) -> Path:
+    """Write the architecture that decisions on the configured space make into the run folder.
+
+    Args:
+        config: with the space.
+        decisions: ``insert/<j>`` -> 0 or 1, of the positions that may have a module; ``keys`` -> how many.
+
+    Raises:
+        AclaError: the space has no such position or number of keys.
+    """
+    space = make_space(config)
+    nothing = {f"insert/{j}": False for j in space.network.paths}
+    sample = {**nothing, "keys": space.key_gate.num_keys[0], **decisions}
+    return space.arch(sample).save(Path(config.run, "arch.json"))
 
 
 def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
@@ -272,8 +295,8 @@ def choose_device(config: Config) -> str:
 
 
 def _evaluator(config: Config, task: Task, folder: Path, recipe: dict[str, Any]) -> Lightning:
-    processes = {"devices": config.devices, "nodes": config.nodes}
-    return make_evaluator(task, run_dir=folder, **_data(config), **processes, **recipe)
+    options = {**_data(config), **recipe, "devices": config.devices, "nodes": config.nodes}
+    return make_evaluator(task, run_dir=folder, **options)
 
 
 def _data(config: Config) -> dict[str, Any]:

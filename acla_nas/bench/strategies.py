@@ -86,7 +86,7 @@ def _search(config: Config, name: str, seed: int, minutes: float | None) -> Foun
     return Found(
         name,
         seed,
-        round(taken, 2),
+        taken,
         len(result.candidates),
         result.arch.positions,
         result.cost,

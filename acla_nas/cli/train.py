@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from acla_nas.cli import trial
 from acla_nas.config import load_config
 
 
 def run(config_path: str, overrides: Sequence[str]) -> None:
-    """Retrain an architecture and print its scores."""
-    config = load_config(config_path, overrides)
-    from acla_nas.experiment import run_training
-    from acla_nas.training import is_main
+    """Retrain an architecture, in a trial of NNI's the one that its parameters make, and print its scores."""
+    chosen = trial.parameters()
+    decisions = {name: chosen.pop(name) for name in list(chosen) if re.fullmatch("insert/.*|keys", name)}
+    config = trial.with_own_folder(load_config(config_path, [*overrides, *trial.as_overrides(chosen)]))
+    from acla_nas.experiment import run_training, write_arch
+    from acla_nas.training.processes import is_main
 
+    if decisions:
+        config = config.model_copy(update={"arch": str(write_arch(config, decisions))})
     scores = run_training(config)
     if not is_main():
         return

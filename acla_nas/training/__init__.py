@@ -2,8 +2,7 @@
 
 from acla_nas.training.epoch_report import EpochReport
 from acla_nas.training.evaluator import epoch_history, make_evaluator
-from acla_nas.training.processes import from_main, is_main
 from acla_nas.training.restoration import RestorationModule
 from acla_nas.training.train import train
 
-__all__ = ["EpochReport", "RestorationModule", "epoch_history", "from_main", "is_main", "make_evaluator", "train"]
+__all__ = ["EpochReport", "RestorationModule", "epoch_history", "make_evaluator", "train"]

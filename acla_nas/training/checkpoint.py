@@ -47,7 +47,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
         if epoch != of_main:
             raise AclaError(
                 f"{self.path} has {of_main} epochs for the main process and {epoch} for process "
-                f"{trainer.global_rank}: put the run folder where all machines can read it, or remove the file"
+                f"{trainer.global_rank}: put the run folder where all machines can read it"
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

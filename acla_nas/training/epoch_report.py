@@ -64,7 +64,7 @@ class EpochReport(pl.Callback):
         row |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         row |= from_main(lambda: self._score(pl_module))
         if self.validation:
-            pl_module.log("val_psnr", row["val_psnr"])
+            pl_module.log("val_psnr", row["val_psnr"], sync_dist=True)
         self.history.append(row)
         if not is_main():
             return

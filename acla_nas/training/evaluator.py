@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DistributedSampler
 
 from acla_nas.data import PatchDataset, list_images, split_fold
 from acla_nas.errors import AclaError
@@ -109,9 +110,11 @@ def make_evaluator(
     def loader(patches: PatchDataset) -> Any:
         # Patches are random already; no shuffling keeps them a function of seed, epoch and index. With a
         # generator of its own a loader leaves PyTorch's random state alone.
+        # Process r of n takes patches r, r + n, .. of each batch.
         return DataLoader(
             patches,
-            batch_size=batch_size // processes,  # process r of n takes patches r, r + n, .. of the epoch
+            batch_size=batch_size // processes,
+            sampler=DistributedSampler(patches, processes, trainer.global_rank, shuffle=False),
             num_workers=workers,
             persistent_workers=workers > 0,
             generator=torch.Generator(),

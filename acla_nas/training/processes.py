@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def is_main() -> bool:
     """Is this the process that prints and writes files: the only one, or the first of several?"""
-    return int(rank_zero_only.rank or 0) == 0
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def from_main(make: Callable[[], T]) -> T:
@@ -31,7 +31,7 @@ def from_main(make: Callable[[], T]) -> T:
         return make()
     made: list[Any] = [make() if is_main() else None]
     torch.distributed.broadcast_object_list(made, src=0)
-    return made[0]  # type: ignore[no-any-return]
+    return made[0]
 
 
 def share_buffers(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from acla_nas import export, search_spaces
+from acla_nas import Arch, export, search_spaces
 from acla_nas.cli import main
 from acla_nas.config import load_config
 from acla_nas.data import save_image
@@ -162,7 +162,7 @@ def test_train_prints_its_own_lines_and_nothing_else(images: Path, tmp_path: Pat
 def test_eval_prints_the_baseline_then_each_model(images: Path, model: Path, run: Run) -> None:
     code, out, err = run("eval", CONFIG, f"data.test={images}", f"models=[{model}]", "device=cpu")
     assert (code, err) == (0, "")
-    assert_lines(out, ["bicubic", str(model), "", *TABLE])
+    assert_lines(out, ["bicubic", str(model), "", *TABLE, r"open keys [\d.]+ %"])
     assert out.index("bicubic") < out.index(str(model))
 
 
@@ -252,6 +252,39 @@ def test_trial_with_a_parameter_that_is_no_key(
 ) -> None:
     in_trial(monkeypatch, {"strategy.cost_wieght": 0.1})
     assert "did you mean 'strategy.cost_weight'?" in fails("search", CONFIG, *TINY)
+
+
+def test_trial_trains_the_architecture_that_its_parameters_make(
+    run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    final: list[float] = []
+    in_trial(monkeypatch, {"insert/2": 1, "insert/1": 0, "train.learning_rate": 0.002})
+    monkeypatch.setattr(nni, "report_intermediate_result", told.append)
+    monkeypatch.setattr(nni, "report_final_result", final.append)
+    data = [f"data.{split}={images}" for split in ("train", "validation", "test")]
+    code, out, err = run("train", CONFIG, *TINY, *data, f"run={tmp_path}")
+    assert (code, err) == (0, "")
+    folder = tmp_path / "abc" / "trial_3"
+    assert f"weights: {folder}/weights.safetensors\n" in out
+    assert Arch.load(folder / "arch.json").positions == (2,)
+    assert load_config(folder / "config.yml").train.learning_rate == 0.002
+    assert len(told) == 1 and final == told
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"insert/9": 1}, "insert/9"),
+        ({"insert/1": 2}, "insert/1 is 2 in the sample; it must be one of [False, True]"),
+        ({"keys": 5}, "keys is 5 in the sample"),
+    ],
+)
+def test_trial_with_a_decision_that_the_space_has_not(
+    parameters: dict[str, object], message: str, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_trial(monkeypatch, parameters)
+    assert message in fails("train", CONFIG, *TINY)
 
 
 # What a user can get wrong

@@ -24,6 +24,8 @@ def network_of(attention="acla", positions=(1, 2), *, random=True, backbone=None
     torch.manual_seed(0)
     backbone = backbone or nn.Sequential(*BACKBONE)
     paths = {j: str(j - 1) for j in positions}
+    if attention == "acla":  # as many gates closed as open
+        options = {"gate_bias": 0.0, "mask_scale": 1.0, **options}
     network = CrossLayerNetwork.dense(backbone, paths, attention, input_shape=(3, 12, 16), **options)
     if random:
         for name, p in network.attention.named_parameters():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import acla_nas
+from acla_nas.errors import AclaError
 from acla_nas.tasks import SuperResolution
 from acla_nas.training import make_evaluator, train
 
@@ -60,6 +61,14 @@ def test_resumed_is_uninterrupted(stop: int, images: Path, tmp_path: Path) -> No
         [{k: v for k, v in row.items() if k != "seconds"} for row in h] for h in (resumed, history)
     ]
     assert without_time[0] == without_time[1] and len(resumed) == 3
+
+
+def test_all_processes_must_find_the_checkpoint(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acla_nas.training.checkpoint.from_main", lambda _: 2)  # it has read one
+    with pytest.raises(AclaError, match="has 2 epochs for the main process and 0 for process 0"):
+        trained(tmp_path / "training.ckpt", images)
 
 
 def test_nothing_is_left_at_the_end(images: Path, tmp_path: Path) -> None:
