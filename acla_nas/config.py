@@ -75,10 +75,11 @@ class SearchRecipe(_Section):
 
 
 class TrainRecipe(SearchRecipe):
-    """How a network is trained."""
+    """How a network is trained; a cost of keys is what closes key gates (docs/results.md)."""
 
     epochs: int = Field(1, ge=1)
     loss: Literal["l1", "mse"] = "l1"
+    key_cost: float = Field(0.03, ge=0)
 
 
 class Scoring(_Section):
