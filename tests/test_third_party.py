@@ -490,7 +490,8 @@ def test_ddp_gradients_equal_those_of_one_process(tmp_path):
     network = derived(unet_space(attention="cla"))
     images = torch.rand(2, 3, 16, 12)
     arguments = (str(tmp_path), copy.deepcopy(network), images)
-    mp.start_processes(_ddp_worker, arguments, nprocs=2, start_method="fork")  # nothing is imported again
+    # Not by fork: a forked process can wait for ever on threads that only its parent has.
+    mp.start_processes(_ddp_worker, arguments, nprocs=2, start_method="spawn")
     (network(images) ** 2).mean().backward()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, parameter in network.named_parameters():
