@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,6 +126,16 @@ class Arch(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise AclaError(f"{name} is not valid: {where} {first['msg']}") from None
+
+
+def shown_positions(positions: Iterable[int]) -> str:
+    """Return positions as they are printed.
+
+    Example:
+        >>> shown_positions((2, 5)), shown_positions(())
+        ('2, 5', 'none')
+    """
+    return ", ".join(map(str, positions)) or "none"
 
 
 def _from_version_1(arch: Arch) -> Arch:

@@ -12,7 +12,7 @@ from torch import nn
 
 from acla_nas import attention as attentions
 from acla_nas import search_spaces, strategies, tasks
-from acla_nas.arch import Arch
+from acla_nas.arch import Arch, shown_positions
 from acla_nas.candidate import save_candidates
 from acla_nas.config import Config, build, load_config
 from acla_nas.cost import LatencyCost
@@ -150,7 +150,7 @@ def run_training(config: Config) -> Evaluation:
     evaluator = _evaluator(config, task, folder, config.train.model_dump())
     _begin(config, folder / "training.ckpt")
     count = sum(p.numel() for p in network.parameters())
-    inserted = ", ".join(map(str, arch.positions)) or "none"
+    inserted = shown_positions(arch.positions)
     where = f"{device}{_processes(config)}"
     _say(f"training {count:,} parameters, attention at positions: {inserted}, on {where}")
     history = train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)

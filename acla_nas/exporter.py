@@ -132,12 +132,19 @@ def save_model(arch: Arch, weights: Mapping[str, Tensor], folder: str | Path) ->
     return folder
 
 
-def save_weights(weights: Mapping[str, Tensor], path: str | Path) -> Path:
-    """Write weights as a safetensors file and return its path."""
+def save_weights(
+    weights: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
+) -> Path:
+    """Write weights as a safetensors file, with what is to be noted in it, and return its path."""
     from safetensors.torch import save_file
 
-    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, path)
+    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, path, metadata)
     return Path(path)
+
+
+def copied_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of a network's weights in memory, which its further training leaves alone."""
+    return {name: w.detach().cpu().clone() for name, w in network.state_dict().items()}
 
 
 def save_program(network: nn.Module, path: str | Path, *, channels: int = 3) -> Path:

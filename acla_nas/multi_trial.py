@@ -19,11 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
 from acla_nas import cost as costs
+from acla_nas.arch import shown_positions
 from acla_nas.budget import Limit
 from acla_nas.candidate import Candidate
 from acla_nas.cost import CostModel
 from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError, AclaWarning
+from acla_nas.exporter import copied_weights, save_weights
 from acla_nas.proposals import Decisions, Proposals, counts
 from acla_nas.study_storage import FILE, open_storage, quiet_optuna
 
@@ -345,15 +347,12 @@ class _Search:
         return max(scored, key=self._value_of, default=None)
 
     def _keep_weights(self, sample: dict[str, Any], network: nn.Module) -> None:
-        state = {n: w.detach().cpu().clone().contiguous() for n, w in network.state_dict().items()}
         if self.folder is None:
-            self._best_weights = _shown(sample), state
+            self._best_weights = _shown(sample), copied_weights(network)
             return
-        from safetensors.torch import save_file
-
         # Never half a file, and never one process's over another's while it is written.
         part = self.folder / f"best.{os.getpid()}.part"
-        save_file(state, part, {"architecture": _shown(sample)})
+        save_weights(network.state_dict(), part, {"architecture": _shown(sample)})
         part.replace(self.folder / "best.safetensors")
 
     def _weights(self, sample: dict[str, Any]) -> dict[str, Tensor]:
@@ -404,8 +403,8 @@ class _Search:
 
 def _shown(sample: Mapping[str, Any]) -> str:
     """Return the architecture in words, the same for the same one."""
-    positions = [name.split("/")[1] for name, value in sample.items() if name != "keys" and value]
-    return f"positions {', '.join(positions) or 'none'} with {sample['keys']} keys"
+    positions = [int(name.split("/")[1]) for name, value in sample.items() if name != "keys" and value]
+    return f"positions {shown_positions(positions)} with {sample['keys']} keys"
 
 
 def _name(thing: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from acla_nas import cost as costs
 from acla_nas.budget import Limit
+from acla_nas.cost import CostModel
 from acla_nas.cost.space_cost import SpaceCost
+from acla_nas.errors import AclaError
 from acla_nas.nni_nas import (
     Lightning,
     OneShotStrategy,
@@ -23,6 +26,41 @@ from acla_nas.space import CrossLayerSpace
 from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
 from acla_nas.training.evaluator import epoch_history
 from acla_nas.training.processes import from_main, is_main, share_buffers
+
+
+class UnderCost:
+    """What our one-shot strategies add to NNI's: a cost to search under, and epochs of their own.
+
+    Mixed in before NNI's class. A strategy sets ``cost`` and ``max_epochs``.
+    """
+
+    cost: CostModel
+    max_epochs: int
+    space_cost: SpaceCost
+
+    def mutate_model(self, model: Any) -> Any:
+        """Work out what the space's modules cost, and make it the supernet."""
+        self.space_cost = SpaceCost(model, self.cost)
+        return super().mutate_model(model)  # type: ignore[misc]
+
+    def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
+        """Let the evaluator train for the strategy's epochs."""
+        evaluator.trainer.fit_loop.max_epochs = self.max_epochs
+        return super().mutate_evaluator(evaluator)  # type: ignore[misc]
+
+    def log_cost(self, space: CrossLayerSpace) -> Tensor:
+        """Return log(expected cost + cheapest module), with its gradient in the alphas (Eq. 14)."""
+        return self.space_cost.log(self.space_cost.expected(*gate_probabilities(space)))
+
+
+def check_alternation(epochs: tuple[int, int], cost_weight: float, alpha_learning_rate: float) -> None:
+    """Raise AclaError where weights and alphas cannot be trained in turn with these arguments."""
+    if len(epochs) != 2 or epochs[0] < 0 or epochs[1] < 1:
+        raise AclaError(f"epochs must be (stage 1 >= 0, stage 2 >= 1), not {tuple(epochs)}")
+    if not (cost_weight >= 0 and math.isfinite(cost_weight)):
+        raise AclaError(f"cost_weight must be 0 or more, not {cost_weight}: it is lambda of Eq. 14")
+    if not alpha_learning_rate > 0:
+        raise AclaError(f"alpha_learning_rate must be above 0, not {alpha_learning_rate}")
 
 
 class OneShotRun(NamedTuple):
@@ -73,7 +111,8 @@ def _derive(
     """Read the architecture off the gates, within the limit."""
     module = strategy.oneshot_module
     sample = module.export()
-    probabilities = {j: module.export_probs()[f"insert/{j}"][True] for j in space.network.paths}
+    exported = module.export_probs()
+    probabilities = {j: exported[f"insert/{j}"][True] for j in space.network.paths}
     if limit is not None:
         sample = limit.cut(sample, {j: p for j, p in probabilities.items() if sample[f"insert/{j}"]})
     return OneShotRun(sample, probabilities, epoch_history(evaluator), space_cost(strategy, space))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from acla_nas.arch import Arch
 from acla_nas.budget import Budget
 from acla_nas.candidate import Candidate, pareto_front
 from acla_nas.errors import AclaError
-from acla_nas.exporter import save_model
-from acla_nas.multi_trial import MultiTrial
+from acla_nas.exporter import copied_weights, save_model
+from acla_nas.multi_trial import MultiTrial, Scorer
 from acla_nas.nni_nas import Lightning, OneShotStrategy
 from acla_nas.one_shot import run_one_shot
 from acla_nas.space import CrossLayerSpace
 
 Strategy: TypeAlias = OneShotStrategy | MultiTrial
-Scorer = Callable[[nn.Module], float]
 
 
 @dataclass
@@ -130,7 +128,7 @@ def search(
         arch=_found(space.arch(run.sample), strategy, {run.cost.unit: cost}),
         cost=cost,
         history=run.history,
-        weights=_weights(space.freeze(run.sample)),
+        weights=copied_weights(space.freeze(run.sample)),
         probabilities=run.probabilities,
         num_positions=len(space.positions),
     )
@@ -139,7 +137,3 @@ def search(
 def _found(arch: Arch, strategy: Strategy, cost: dict[str, float]) -> Arch:
     provenance = {**arch.provenance, "strategy": type(strategy).__name__}
     return arch.model_copy(update={"cost": cost, "provenance": provenance})
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: w.detach().cpu().clone() for name, w in network.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,11 @@ from torch import Tensor, nn
 
 from acla_nas import cost as costs
 from acla_nas.cost import CostModel
-from acla_nas.cost.space_cost import SpaceCost
-from acla_nas.errors import AclaError
-from acla_nas.nni_nas import ExpectationProfilerPenalty, Lightning, nni_one_shot
-from acla_nas.one_shot import gate_probabilities
+from acla_nas.nni_nas import ExpectationProfilerPenalty, nni_one_shot
+from acla_nas.one_shot import UnderCost, check_alternation
 
 
-class Differentiable:
+class Differentiable(UnderCost):
     """What DARTS, GumbelDARTS and Proxyless have in common: mixed into NNI's classes of those names.
 
     Args:
@@ -39,38 +36,21 @@ class Differentiable:
         alpha_learning_rate: float = 1e-2,
         seed: int = 0,
     ) -> None:
-        if len(epochs) != 2 or epochs[0] < 0 or epochs[1] < 1:
-            raise AclaError(f"epochs must be (weights alone >= 0, both >= 1), not {tuple(epochs)}")
-        if not (cost_weight >= 0 and math.isfinite(cost_weight)):
-            raise AclaError(f"cost_weight must be 0 or more, not {cost_weight}: it is lambda of Eq. 14")
-        if not alpha_learning_rate > 0:
-            raise AclaError(f"alpha_learning_rate must be above 0, not {alpha_learning_rate}")
+        check_alternation(epochs, cost_weight, alpha_learning_rate)
         super().__init__(  # type: ignore[call-arg]
             arc_learning_rate=alpha_learning_rate,
             warmup_epochs=epochs[0],
             penalty=_LogCost(cost_weight),
         )
-        self.epochs = epochs
+        self.max_epochs = sum(epochs)
         self.cost = costs.get(cost) if isinstance(cost, str) else cost
         self.seed = seed
 
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of both kinds."""
-        return sum(self.epochs)
-
     def mutate_model(self, model: Any) -> Any:
-        """Work out what the space's modules cost, and make it the supernet."""
-        self.space_cost = SpaceCost(model, self.cost)
-        model = super().mutate_model(model)  # type: ignore[misc]
-        cost = self.space_cost
-        self.penalty.log_cost = lambda: cost.log(cost.expected(*gate_probabilities(model)))  # type: ignore[attr-defined]
+        """Make the space the supernet, whose gates the penalty is of."""
+        model = super().mutate_model(model)
+        self.penalty.log_cost = lambda: self.log_cost(model)  # type: ignore[attr-defined]
         return model
-
-    def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """Let the evaluator train for the strategy's epochs."""
-        evaluator.trainer.fit_loop.max_epochs = self.max_epochs
-        return super().mutate_evaluator(evaluator)  # type: ignore[misc]
 
 
 class DARTS(Differentiable, nni_one_shot.DARTS):

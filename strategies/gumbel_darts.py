@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from acla_nas.cost import CostModel
+from typing import Any
+
 from acla_nas.errors import AclaError
 from acla_nas.nni_nas import nni_one_shot
 from acla_nas.strategies.darts import Differentiable
@@ -12,9 +13,8 @@ class GumbelDARTS(Differentiable, nni_one_shot.GumbelDARTS):
     """As DARTS, with weights that are drawn anew at every step (Xie et al. 2019, SNAS), as NNI has it.
 
     Args:
-        epochs, cost, cost_weight, alpha_learning_rate, seed: see
-            :class:`acla_nas.strategies.darts.Differentiable`.
         temperature: of the Gumbel-softmax at the start and at the end.
+        options: those of :class:`acla_nas.strategies.darts.Differentiable`.
 
     Raises:
         AclaError: an argument out of range, or an unknown cost model.
@@ -24,16 +24,8 @@ class GumbelDARTS(Differentiable, nni_one_shot.GumbelDARTS):
         3
     """
 
-    def __init__(
-        self,
-        epochs: tuple[int, int] = (20, 40),
-        cost: str | CostModel = "macs",
-        cost_weight: float = 0.15,
-        alpha_learning_rate: float = 1e-2,
-        temperature: tuple[float, float] = (1.0, 0.33),
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, *, temperature: tuple[float, float] = (1.0, 0.33), **options: Any) -> None:
         if len(temperature) != 2 or not temperature[0] >= temperature[1] > 0:
             raise AclaError(f"temperature must be (start, end), start >= end > 0, not {tuple(temperature)}")
-        super().__init__(epochs, cost, cost_weight, alpha_learning_rate, seed)
+        super().__init__(**options)
         self.temperature = (float(temperature[0]), float(temperature[1]))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from acla_nas import cost as costs
 from acla_nas.cost import CostModel
-from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError
-from acla_nas.nni_nas import Lightning, nni_one_shot
-from acla_nas.space import CrossLayerSpace
+from acla_nas.nni_nas import nni_one_shot
+from acla_nas.one_shot import UnderCost
 
 
-class RandomOneShot(nni_one_shot.RandomOneShot):
+class RandomOneShot(UnderCost, nni_one_shot.RandomOneShot):
     """Trains the weights of a supernet, each step those of an architecture drawn evenly (Guo et al. 2020).
 
     It decides nothing: the architecture it returns is one more draw. What it is for is its supernet, whose
@@ -35,13 +34,3 @@ class RandomOneShot(nni_one_shot.RandomOneShot):
         super().__init__()
         self.max_epochs, self.seed = epochs, seed
         self.cost = costs.get(cost) if isinstance(cost, str) else cost
-
-    def mutate_model(self, model: CrossLayerSpace) -> CrossLayerSpace:
-        """Work out what the space's modules cost, and make it the supernet."""
-        self.space_cost = SpaceCost(model, self.cost)
-        return super().mutate_model(model)
-
-    def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """Let the evaluator train for the strategy's epochs."""
-        evaluator.trainer.fit_loop.max_epochs = self.max_epochs
-        return super().mutate_evaluator(evaluator)

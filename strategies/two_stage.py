@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,14 +9,13 @@ from torch import Tensor, nn
 
 from acla_nas import cost as costs
 from acla_nas.cost import CostModel
-from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError
 from acla_nas.gates import GumbelInsertGate, GumbelKeyGate, InsertGate, KeyGate
-from acla_nas.nni_nas import BaseOneShotLightningModule, Lightning, LightningModule, OneShotStrategy
-from acla_nas.one_shot import gate_probabilities
+from acla_nas.nni_nas import BaseOneShotLightningModule, LightningModule, OneShotStrategy
+from acla_nas.one_shot import UnderCost, check_alternation
 
 
-class TwoStage(OneShotStrategy):
+class TwoStage(UnderCost, OneShotStrategy):
     """Train the supernet's weights alone, then alternate steps of weights and of the gates' alphas.
 
     Stage 1 trains the weights, each step with a fresh sample of the gates. Stage 2 adds, before each
@@ -57,31 +55,17 @@ class TwoStage(OneShotStrategy):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if len(epochs) != 2 or epochs[0] < 0 or epochs[1] < 1:
-            raise AclaError(f"epochs must be (stage 1 >= 0, stage 2 >= 1), not {tuple(epochs)}")
-        if not (cost_weight >= 0 and math.isfinite(cost_weight)):
-            raise AclaError(f"cost_weight must be 0 or more, not {cost_weight}: it is lambda of Eq. 14")
+        check_alternation(epochs, cost_weight, alpha_learning_rate)
         if len(temperature) != 2 or min(temperature) <= 0:
             raise AclaError(f"temperature must be (start, end), both above 0, not {tuple(temperature)}")
-        if not alpha_learning_rate > 0:
-            raise AclaError(f"alpha_learning_rate must be above 0, not {alpha_learning_rate}")
         self.warmup_epochs, self.search_epochs = epochs
+        self.max_epochs = sum(epochs)
         self.cost = costs.get(cost) if isinstance(cost, str) else cost
         self.cost_weight = cost_weight
         self.temperature = temperature
         self.alpha_learning_rate = alpha_learning_rate
         self.initial_alpha = initial_alpha
         self.seed = seed
-
-    @property
-    def max_epochs(self) -> int:
-        """Epochs of both stages."""
-        return self.warmup_epochs + self.search_epochs
-
-    def mutate_model(self, model: Any) -> Any:
-        """Work out what the space's modules cost, and make it the supernet."""
-        self.space_cost = SpaceCost(model, self.cost)
-        return super().mutate_model(model)
 
     def default_mutation_hooks(self) -> list[Any]:
         """Turn the space's gates into Gumbel gates."""
@@ -93,11 +77,6 @@ class TwoStage(OneShotStrategy):
         if isinstance(module, InsertGate):
             return GumbelInsertGate(module, self.initial_alpha)
         return GumbelKeyGate(module) if isinstance(module, KeyGate) else None
-
-    def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
-        """Let the evaluator train for as many epochs as the two stages have."""
-        evaluator.trainer.fit_loop.max_epochs = self.max_epochs
-        return super().mutate_evaluator(evaluator)
 
     def train_dataloader(self, train_dataloader_fn: Any, val_dataloader_fn: Any) -> Any:
         """Pair each training batch with a validation batch."""
@@ -170,8 +149,7 @@ class TwoStageModule(BaseOneShotLightningModule):
 
     def log_cost(self) -> Tensor:
         """Return log(expected cost + cheapest module), with its gradient in the alphas."""
-        cost = self.strategy.space_cost
-        return cost.log(cost.expected(*gate_probabilities(self.model)))
+        return self.strategy.log_cost(self.model)
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """Return the alphas."""

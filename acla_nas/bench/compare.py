@@ -28,7 +28,7 @@ import yaml
 
 from acla_nas import attention as attentions
 from acla_nas import cost
-from acla_nas.arch import Arch
+from acla_nas.arch import Arch, shown_positions
 from acla_nas.bench.counts import count_macs, count_parameters
 from acla_nas.bench.positions import even_positions, random_positions
 from acla_nas.config import Config, Named, parse_config
@@ -166,7 +166,7 @@ class Comparison:
             runs = [finished[variant, seed] for seed in wanted.seeds if (variant, seed) in finished]
             if not runs:
                 continue
-            places = dict.fromkeys(", ".join(map(str, run.positions)) or "none" for run in runs)
+            places = dict.fromkeys(shown_positions(run.positions) for run in runs)
             row = [variant, str(len(runs)), "; ".join(places)]
             row += [f"{fmean(r.parameters for r in runs):,.0f}", f"{fmean(r.macs for r in runs) / 1e6:,.1f}"]
             shares = [r.open_keys for r in runs if r.open_keys is not None]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from acla_nas.bench.positions import random_architectures
 from acla_nas.cost import LatencyCost
 from acla_nas.cost.timing import device_name, time_in_turns
 from acla_nas.errors import AclaError
@@ -118,9 +118,7 @@ def check_latency(
         raise AclaError(
             f"{count} positions have {2**count - 1} architectures with attention: ask for no more than those"
         )
-    rng, chosen = random.Random(seed), set[tuple[int, ...]]()
-    while len(chosen) < architectures:
-        chosen.add(tuple(sorted(rng.sample(range(1, count + 1), rng.randint(1, count)))))
+    chosen = random_architectures(architectures, count, seed, fewest=1)
     positions = sorted(chosen, key=lambda p: (len(p), p))
 
     model = LatencyCost(device)

@@ -56,6 +56,26 @@ def random_positions(
     return rng.choice([p for p, d in zip(others, distance) if d <= near])
 
 
+def random_architectures(count: int, of: int, seed: int, *, fewest: int = 0) -> list[tuple[int, ...]]:
+    """Return different random choices of the positions 1 .. `of`: first how many of them, then which.
+
+    Args:
+        count: of the choices, no more than there are.
+        of: how many positions there are.
+        seed: of the choices.
+        fewest: positions of a choice.
+
+    Example:
+        >>> sorted(random_architectures(3, 2, seed=0, fewest=1))
+        [(1,), (1, 2), (2,)]
+    """
+    rng, chosen = random.Random(seed), dict[tuple[int, ...], None]()
+    while len(chosen) < count:
+        size = rng.randint(fewest, of)
+        chosen[tuple(sorted(rng.sample(range(1, of + 1), size)))] = None
+    return list(chosen)
+
+
 def _candidates(count: int, chosen: int, rng: random.Random) -> Iterator[tuple[int, ...]]:
     """Yield all choices of positions, or many different random ones."""
     positions = range(1, count + 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from acla_nas.arch import shown_positions
+from acla_nas.bench.positions import random_architectures
 from acla_nas.config import Config
 from acla_nas.errors import AclaError
 from acla_nas.experiment import choose_device, make_space, make_task, seed_everything, validation_images
@@ -107,23 +108,18 @@ def ranking_table(rows: list[Ranked]) -> str:
     """Return the architectures as a Markdown table, the best trained first, and the correlation."""
     lines = ["| positions | inherited (dB) | trained (dB) |", "| --- | --- | --- |"]
     for row in sorted(rows, key=lambda row: -row.trained):
-        positions = ", ".join(map(str, row.positions)) or "none"
-        lines.append(f"| {positions} | {row.inherited:.3f} | {row.trained:.3f} |")
+        lines.append(f"| {shown_positions(row.positions)} | {row.inherited:.3f} | {row.trained:.3f} |")
     tau, p = kendall_tau(rows)
     return "\n".join(lines) + f"\n\nKendall's tau of {len(rows)} architectures: {tau:.2f} (p = {p:.2g})\n"
 
 
 def _random_samples(space: CrossLayerSpace, count: int, seed: int) -> list[dict[str, object]]:
-    """Return different architectures: of each the number of modules is drawn first, then where they are."""
+    """Return different architectures with the most keys that the space offers."""
     positions = len(space.positions)
     if not 2 <= count <= 2**positions:
         raise AclaError(f"architectures must be 2 .. {2**positions}, of {positions} positions, not {count}")
-    rng, chosen = random.Random(seed), dict[tuple[int, ...], None]()
-    while len(chosen) < count:
-        size = rng.randint(0, positions)
-        chosen[tuple(sorted(rng.sample(range(1, positions + 1), size)))] = None
     keys = max(space.key_gate.num_keys)
     return [
         {**{f"insert/{j}": j in inserted for j in range(1, positions + 1)}, "keys": keys}
-        for inserted in chosen
+        for inserted in random_architectures(count, positions, seed)
     ]

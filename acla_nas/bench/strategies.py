@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from acla_nas import strategies
+from acla_nas.arch import shown_positions
 from acla_nas.config import Config, Named
 from acla_nas.errors import AclaError
 from acla_nas.experiment import run_search, run_training
@@ -111,7 +112,7 @@ def strategies_table(rows: Sequence[Found]) -> str:
     ]
     for name in dict.fromkeys(row.strategy for row in rows):
         own = [row for row in rows if row.strategy == name]
-        places = "; ".join(", ".join(map(str, row.positions)) or "none" for row in own)
+        places = "; ".join(shown_positions(row.positions) for row in own)
         spread = f" ± {stdev(row.psnr for row in own):.3f}" if len(own) > 1 else ""
         lines.append(
             f"| {name} | {len(own)} | {fmean(row.minutes for row in own):.1f} "

@@ -63,13 +63,14 @@ def run_compare(config_path: str, overrides: Sequence[str]) -> None:
 def run_ranking(config_path: str, overrides: Sequence[str], architectures: int) -> None:
     """Score random architectures by inherited weights and by training, and print how alike the ranks are."""
     config = load_config(config_path, overrides)
+    from acla_nas.arch import shown_positions
     from acla_nas.bench.ranking import Ranking, ranking_table
 
     ranking = Ranking(config, architectures)
     rows = []
     for row in ranking.run():
         rows.append(row)
-        positions = ", ".join(map(str, row.positions)) or "none"
+        positions = shown_positions(row.positions)
         click.echo(f"positions {positions}: inherited {row.inherited:.3f} dB, trained {row.trained:.3f} dB")
     click.echo(f"\n{ranking_table(rows)}")
 
@@ -79,11 +80,12 @@ def run_strategies(
 ) -> None:
     """Search with several strategies for the same time, train what they find, and print the table."""
     config = load_config(config_path, overrides)
+    from acla_nas.arch import shown_positions
     from acla_nas.bench.strategies import compare_strategies, strategies_table
 
     rows = []
     for row in compare_strategies(config, others, seeds):
         rows.append(row)
-        positions = ", ".join(map(str, row.positions)) or "none"
+        positions = shown_positions(row.positions)
         click.echo(f"{row.strategy}, seed {row.seed}: positions {positions}, {row.psnr:.3f} dB")
     click.echo(f"\n{strategies_table(rows)}")

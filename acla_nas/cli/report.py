@@ -73,6 +73,7 @@ def split_overrides(config_path: str, overrides: Sequence[str]) -> tuple[Config,
 
 def run_front(run: str, budget: str | None) -> None:
     """Print the candidates in a run folder; with a budget, write the best of those within it."""
+    from acla_nas.arch import shown_positions
     from acla_nas.budget import Budget
     from acla_nas.candidate import load_candidates
     from acla_nas.report.front import front_table
@@ -90,6 +91,6 @@ def run_front(run: str, budget: str | None) -> None:
         raise AclaError(f"no candidate in {run} is within {budget}: search with --budget {budget!r}")
     best = max(within, key=lambda candidate: candidate.quality)
     path = best.arch.save(Path(run, "within_budget.json"))
-    positions = ", ".join(map(str, best.arch.positions)) or "none"
+    positions = shown_positions(best.arch.positions)
     click.echo(f"\npositions: {positions}; quality {best.quality:.3f}; cost {best.cost:.10g} {unit}")
     click.echo(f"architecture: {path}")

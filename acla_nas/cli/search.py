@@ -17,6 +17,7 @@ def run(config_path: str, overrides: Sequence[str], budget: str | None = None) -
     if budget is not None:
         config = config.model_copy(update={"budget": budget})
     config = trial.with_own_folder(config)
+    from acla_nas.arch import shown_positions
     from acla_nas.experiment import run_search
     from acla_nas.training.processes import is_main
 
@@ -24,7 +25,7 @@ def run(config_path: str, overrides: Sequence[str], budget: str | None = None) -
     if not is_main():
         return
     arch = result.arch
-    positions = ", ".join(map(str, arch.positions)) or "none"
+    positions = shown_positions(arch.positions)
     click.echo(f"positions: {positions} of {result.num_positions}")
     click.echo("cost: " + ", ".join(f"{_number(value)} {unit}" for unit, value in arch.cost.items()))
     click.echo(f"architecture: {Path(config.run, 'arch.json')}")

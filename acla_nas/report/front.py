@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from acla_nas.arch import shown_positions
 from acla_nas.candidate import Candidate, pareto_front
 from acla_nas.errors import AclaError
 
@@ -35,7 +36,7 @@ def front_table(candidates: Sequence[Candidate], cost_unit: str) -> str:
     lines = [f"| positions | keys | quality | cost ({cost_unit}) | front |", "|---|---:|---:|---:|:---:|"]
     for candidate in sorted(candidates, key=lambda c: (c.cost, -c.quality)):
         cells = [
-            _positions(candidate),
+            shown_positions(candidate.arch.positions),
             str(candidate.arch.attention["num_keys"]),
             f"{candidate.quality:.3f}",
             f"{candidate.cost:.10g}",
@@ -82,7 +83,7 @@ def draw_front(candidates: Sequence[Candidate], path: str | Path, cost_unit: str
     axes.plot(costs, qualities, "o", color="tab:blue", markersize=5, zorder=4)
     for candidate in front:
         axes.annotate(
-            _positions(candidate),
+            shown_positions(candidate.arch.positions),
             (candidate.cost, candidate.quality),
             xytext=(4, 5),
             textcoords="offset points",
@@ -104,7 +105,3 @@ def draw_front(candidates: Sequence[Candidate], path: str | Path, cost_unit: str
     except (OSError, ValueError) as error:
         raise AclaError(f"cannot write picture {path}: {error}; give FILE.png") from None
     return path
-
-
-def _positions(candidate: Candidate) -> str:
-    return ", ".join(map(str, candidate.arch.positions)) or "none"

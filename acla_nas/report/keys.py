@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from acla_nas.arch import shown_positions
 from acla_nas.attention import ACLA
 from acla_nas.attention.cross_layer_non_local import CrossLayerNonLocal
 from acla_nas.errors import AclaError
@@ -165,7 +166,7 @@ def _run_to(
     if not isinstance(network, CrossLayerNetwork):
         raise AclaError(f"{type(network).__name__} is not a derived network: give what export returns")
     if position not in network.positions:
-        inserted = ", ".join(map(str, network.positions)) or "none"
+        inserted = shown_positions(network.positions)
         raise AclaError(f"the network has no attention at position {position}: it has {inserted}")
     if image.dim() != 3:
         raise AclaError(f"the image must be (C, H, W), not {tuple(image.shape)}")

@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from acla_nas import Arch, export, search_spaces
-from acla_nas.cli import main
 from acla_nas.config import load_config
 from acla_nas.data import save_image
 from acla_nas.exporter import save_model
@@ -40,22 +39,6 @@ def command(*arguments: str, **options: object) -> subprocess.CompletedProcess[s
     program = shutil.which("acla-nas", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert program, "acla-nas is not installed"
     return subprocess.run([program, *arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process; return its exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["acla-nas", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

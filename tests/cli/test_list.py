@@ -12,7 +12,6 @@ import torch
 import yaml
 
 from acla_nas import attention, cost, search_spaces, strategies, tasks
-from acla_nas.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 KINDS = {
@@ -60,22 +59,6 @@ class Eager(TwoStage):
     def __init__(self, epochs: tuple[int, int] = (1, 1), cost: str = "macs", seed: int = 0) -> None:
         super().__init__(epochs, cost, cost_weight=0.0, initial_alpha=5.0, seed=seed)
 '''
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process; return its exit code, stdout and stderr."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["acla-nas", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_all_kinds_with_a_line_each(run: Run) -> None:

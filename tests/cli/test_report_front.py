@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from acla_nas.cli import main
-
 CONFIG = str(Path(__file__).resolve().parents[2] / "examples" / "sr_edsr_search.yml")
 TINY = [
     *("space.num_blocks=2", "space.num_channels=4", "space.num_keys=2", "data.patch_size=8"),
@@ -20,20 +18,6 @@ TINY = [
         "device=cpu",
     ),
 ]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["acla-nas", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as error:
-            code = int(error.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
