@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +25,16 @@ from acla_nas.exporter import export, save_model, save_program, save_weights
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, nni
+from acla_nas.run_record import recorded, say
 from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
+from acla_nas.study_storage import FILE as TRIALS
 from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
 from acla_nas.training.processes import from_main, is_main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
@@ -39,9 +43,10 @@ _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_c
 def run_search(config: Config) -> SearchResult:
     """Search as a configuration says; write its run folder.
 
-    Of every search: config.yml, arch.json, weights.safetensors and summary.json. Of a one-shot search:
-    metrics.csv, and the supernet's weights in supernet.safetensors. Of a multi-trial search: all candidates
-    in candidates.json, and the Pareto front in front.md and front.png.
+    Of every run: config.yml; run.json, the command, versions, seed and device; and log.txt. Of every search:
+    arch.json, weights.safetensors and summary.json. Of a one-shot search: metrics.csv, and the supernet's
+    weights in supernet.safetensors. Of a multi-trial search: all candidates in candidates.json, and the
+    Pareto front in front.md and front.png.
 
     A search that was stopped goes on when it is run again. Within a trial of an NNI experiment, the final
     validation PSNR is reported to NNI. Of several processes (``devices``, ``nodes``) the main one writes and
@@ -67,13 +72,14 @@ def run_search(config: Config) -> SearchResult:
         scorer = _scorer(config, task, space)
     else:
         scorer = _evaluator(config, task, folder, config.search.model_dump())
-    _begin(config, folder / "search.ckpt")
-    _say(f"searching {len(space.positions)} positions of {config.space.name} on {device}{_processes(config)}")
-    result = search(
-        space, strategy, scorer, folder=folder, budget=config.budget, time_limit=config.time_limit
-    )
-    if is_main():
-        _write_search(config, task, space, result)
+    with _begun(config, folder / "search.ckpt"):
+        where = f"{device}{_processes(config)}"
+        _say(f"searching {len(space.positions)} positions of {config.space.name} on {where}")
+        result = search(
+            space, strategy, scorer, folder=folder, budget=config.budget, time_limit=config.time_limit
+        )
+        if is_main():
+            _write_search(config, task, space, result)
     return result
 
 
@@ -148,17 +154,17 @@ def run_training(config: Config) -> Evaluation:
     network = export(arch)
     check_scale(network, task, config.arch)
     evaluator = _evaluator(config, task, folder, config.train.model_dump())
-    _begin(config, folder / "training.ckpt")
-    count = sum(p.numel() for p in network.parameters())
-    inserted = shown_positions(arch.positions)
-    where = f"{device}{_processes(config)}"
-    _say(f"training {count:,} parameters, attention at positions: {inserted}, on {where}")
-    history = train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
-    if is_main():
-        save_model(arch, network.state_dict(), folder)
-        if nni.get_current_parameter() is not None:
-            nni.report_final_result(history[-1]["val_psnr"])
-    return from_main(lambda: evaluate(network, task, paths, device=device))
+    with _begun(config, folder / "training.ckpt"):
+        count = sum(p.numel() for p in network.parameters())
+        inserted = shown_positions(arch.positions)
+        where = f"{device}{_processes(config)}"
+        _say(f"training {count:,} parameters, attention at positions: {inserted}, on {where}")
+        history = train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
+        if is_main():
+            save_model(arch, network.state_dict(), folder)
+            if nni.get_current_parameter() is not None:
+                nni.report_final_result(history[-1]["val_psnr"])
+        return from_main(lambda: evaluate(network, task, paths, device=device))
 
 
 def write_arch(config: Config, decisions: Mapping[str, Any]) -> Path:
@@ -317,11 +323,17 @@ def _scorer(config: Config, task: Task, space: CrossLayerSpace) -> Any:
     return ShortTraining(task, epochs=scoring.epochs, **_data(config), **recipe)
 
 
-def _begin(config: Config, checkpoint: Path) -> None:
-    """Write the configuration into the run folder, unless what is unfinished there is of another one."""
-    if is_main():
-        _check_unfinished(config, checkpoint)
-        config.save(config.run)
+@contextmanager
+def _begun(config: Config, checkpoint: Path) -> Iterator[None]:
+    """Within it the run is recorded in its folder, unless what is unfinished there is of another one."""
+    if not is_main():
+        yield
+        return
+    _check_unfinished(config, checkpoint)
+    config.save(config.run)
+    resumed = checkpoint.exists() or checkpoint.with_name(TRIALS).exists()
+    with recorded(config.run, seed=config.seed, device=choose_device(config), resumed=resumed):
+        yield
 
 
 def _processes(config: Config) -> str:
@@ -331,7 +343,7 @@ def _processes(config: Config) -> str:
 
 def _say(line: str) -> None:
     if is_main():
-        print(line, flush=True)
+        say(line)
 
 
 def _check_unfinished(config: Config, checkpoint: Path) -> None:

@@ -27,6 +27,7 @@ from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.exporter import copied_weights, save_weights
 from acla_nas.proposals import Decisions, Proposals, counts
+from acla_nas.run_record import say
 from acla_nas.study_storage import FILE, open_storage, quiet_optuna
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class _Search:
     def run(self, time_limit: float | None) -> MultiTrialRun:
         done = sum(map(counts, self.study.get_trials(deepcopy=False)))
         if self.show and done:
-            print(f"going on after {done} of {self.trials} trials", flush=True)
+            say(f"going on after {done} of {self.trials} trials")
         end = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
         while self._wait_for_turn(end):
             try:
@@ -365,7 +366,7 @@ class _Search:
                     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if self._best_weights is None or self._best_weights[0] != _shown(sample):
             if self.show:
-                print(f"scoring {_shown(sample)} again, for its weights: they are not here", flush=True)
+                say(f"scoring {_shown(sample)} again, for its weights: they are not here")
             network = self.space.freeze(sample)
             self.scorer(network)
             self._keep_weights(sample, network)
@@ -393,11 +394,10 @@ class _Search:
         leads = best is None or self._value(quality, cost) > self._value_of(best)
         so_far = params if best is None or leads else best.params
         each = (time.monotonic() - self._begun) / max(1, self._scored)
-        print(
+        say(
             f"trial {index}/{self.trials}  {_shown(self.decisions.sample(params))}  quality {quality:.2f}  "
             f"cost {cost:.3g} {self.cost.unit}  best {_shown(self.decisions.sample(so_far))}  "
-            f"about {each * (self.trials - index) / 60:.0f} min left",
-            flush=True,
+            f"about {each * (self.trials - index) / 60:.0f} min left"
         )
 
 

@@ -132,7 +132,12 @@ class _InProcessEngine(SequentialExecutionEngine):
 
 
 class _GateLog(pl.Callback):
-    """Logs at the end of every epoch where the gates stand: open, expected cost, probabilities."""
+    """Logs at the end of every epoch where the gates stand: how many are open, costs and probabilities.
+
+    ``cost`` is the expected one, ``derived_cost`` that of the architecture that the gates stand for;
+    ``probability/<j>`` is of a module at position j, ``keys/<K>`` of each number of keys, where there is a
+    choice.
+    """
 
     def __init__(self, space: CrossLayerSpace, strategy: OneShotStrategy) -> None:
         self.space, self.strategy = space, strategy
@@ -149,9 +154,12 @@ class _GateLog(pl.Callback):
         log = {
             "open": float(sum(sample[f"insert/{j}"] for j in self.space.network.paths)),
             "cost": float(self.cost.expected(inserted, of_keys)),
+            "derived_cost": self.cost.of(sample),
         }
-        probabilities = zip(self.space.network.paths, inserted.tolist())
-        pl_module.log_dict(log | {f"probability/{j:02d}": p for j, p in probabilities})
+        log |= {f"probability/{j:02d}": p for j, p in zip(self.space.network.paths, inserted.tolist())}
+        if len(of_keys) > 1:
+            log |= {f"keys/{k:02d}": p for k, p in zip(self.cost.num_keys, of_keys.tolist())}
+        pl_module.log_dict(log)
 
 
 def gate_probabilities(space: CrossLayerSpace) -> tuple[Tensor, Tensor]:

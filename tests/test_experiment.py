@@ -18,6 +18,7 @@ from acla_nas.config import Config, Named, load_config, parse_config
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import evaluate
 from acla_nas.nni_nas import nni
+from acla_nas.run_record import load_record
 from acla_nas.searcher import SearchResult
 
 
@@ -56,6 +57,14 @@ def test_search_writes_its_run_folder(searched: tuple[Config, SearchResult]) -> 
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    probabilities = {j: float(rows[-1][f"probability/{j:02d}"]) for j in (1, 2)}
+    assert probabilities == pytest.approx(result.probabilities) and min(probabilities.values()) > 0.5
+    assert float(rows[-1]["derived_cost"]) == result.cost > float(rows[-1]["cost"])
+    (command,) = load_record(run)["commands"]
+    assert command["end"] == "finished"
+    log = [line.partition("  ")[2] for line in (run / "log.txt").read_text().splitlines()]
+    assert log[0] == "searching 2 positions of edsr on cpu"
+    assert [line.partition("  ")[0] for line in log[1:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert json.loads((run / "summary.json").read_text()) == {
         "positions": [1, 2],
         "cost": arch.cost,

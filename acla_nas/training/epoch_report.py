@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 
 from acla_nas.evaluation import evaluate
 from acla_nas.nni_nas import LightningModule, nni
+from acla_nas.run_record import say
 from acla_nas.tasks import Task
 from acla_nas.training.processes import from_main, is_main
 
@@ -73,8 +74,7 @@ class EpochReport(pl.Callback):
         if self.validation and nni.get_current_parameter() is not None:
             nni.report_intermediate_result(row["val_psnr"])
         if self.show:
-            trainer_epochs = trainer.max_epochs
-            print(f"epoch {row['epoch']}/{trainer_epochs}  {_format(row)}", flush=True)
+            say(f"epoch {row['epoch']}/{trainer.max_epochs}  {_format(row)}")
 
     def _score(self, pl_module: pl.LightningModule) -> dict[str, float]:
         scored = {}
