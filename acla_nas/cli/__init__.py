@@ -210,6 +210,23 @@ def ranking(config: str, overrides: tuple[str, ...], architectures: int) -> None
     run_ranking(config, overrides, architectures)
 
 
+@bench.command()
+@click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each function.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def ops(runs: int, as_json: bool) -> None:
+    """Measure the operator: beside its peers, as the image grows, and its memory.
+
+    \b
+      acla-nas bench ops
+      acla-nas bench ops --json > ops.json
+
+    The functions take turns, and times are medians. What is counted is in docs/performance.md.
+    """
+    from acla_nas.cli.bench import run_ops
+
+    run_ops(runs, as_json)
+
+
 @bench.command(name="strategies")
 @_takes_config
 @click.option("--other", "others", multiple=True, default=("random", "nsga2"), show_default=True)

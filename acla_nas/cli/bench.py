@@ -44,6 +44,14 @@ def run_latency(
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
+def run_ops(runs: int, as_json: bool) -> None:
+    """Print the operator's times and memory."""
+    from acla_nas.bench.ops import check_ops
+
+    check = check_ops(runs=runs)
+    click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
+
+
 def run_compare(config_path: str, overrides: Sequence[str]) -> None:
     """Run what is missing of a comparison, and print its table."""
     config = load_config(config_path, overrides)
