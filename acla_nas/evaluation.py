@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,11 @@ class Evaluation:
     def ssim(self) -> float:
         """The mean of the images' SSIMs."""
         return fmean(row.ssim for row in self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the scores as JSON can hold them."""
+        images = {row.name: {"psnr": row.psnr, "ssim": row.ssim} for row in self.rows}
+        return {"psnr": self.psnr, "ssim": self.ssim, "open_keys": self.open_keys, "images": images}
 
     def table(self) -> str:
         """Return plain text: a line per image, one with the means, and the share of open keys if any."""

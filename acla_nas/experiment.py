@@ -89,6 +89,7 @@ def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: Se
     network = export(result.arch, weights=result.weights)
     summary = {
         "positions": list(result.arch.positions),
+        "num_positions": result.num_positions,
         "cost": result.arch.cost,
         "parameters": sum(p.numel() for p in network.parameters()),
         "val_psnr": _final_psnr(config, task, network, result),
@@ -101,9 +102,13 @@ def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: Se
             {f"network.{name}": w for name, w in space.network.state_dict().items()},
             folder / "supernet.safetensors",
         )
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _write_json(summary, folder / "summary.json")
     if nni.get_current_parameter() is not None:
         nni.report_final_result(summary["val_psnr"])
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchResult) -> float:
@@ -131,6 +136,9 @@ def _write_candidates(result: SearchResult, folder: Path) -> None:
 
 def run_training(config: Config) -> Evaluation:
     """Train an architecture, or the bare backbone, and score it; write its run folder.
+
+    Of every run: config.yml; run.json, the command, versions, seed and device; and log.txt. Of a training:
+    arch.json, weights.safetensors, metrics.csv, and the scores of the test images in scores.json.
 
     Within a trial of an NNI experiment, the final validation PSNR is reported to NNI. Of several processes
     the main one writes and reports, and all return the same.
@@ -164,7 +172,10 @@ def run_training(config: Config) -> Evaluation:
             save_model(arch, network.state_dict(), folder)
             if nni.get_current_parameter() is not None:
                 nni.report_final_result(history[-1]["val_psnr"])
-        return from_main(lambda: evaluate(network, task, paths, device=device))
+        scores = from_main(lambda: evaluate(network, task, paths, device=device))
+        if is_main():
+            _write_json(scores.as_dict(), folder / "scores.json")
+    return scores
 
 
 def write_arch(config: Config, decisions: Mapping[str, Any]) -> Path:

@@ -67,6 +67,7 @@ def test_search_writes_its_run_folder(searched: tuple[Config, SearchResult]) -> 
     assert [line.partition("  ")[0] for line in log[1:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert json.loads((run / "summary.json").read_text()) == {
         "positions": [1, 2],
+        "num_positions": 2,
         "cost": arch.cost,
         "parameters": sum(p.numel() for p in network.parameters()),
         "val_psnr": float(rows[-1]["val_psnr"]),

@@ -37,6 +37,7 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"acla_nas"}
     assert {"acla_nas/py.typed", "acla_nas/strategies/two_stage.py"} <= set(names)
+    assert {f"acla_nas/report/templates/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
     in_tree = {p.relative_to(ROOT).as_posix() for p in (ROOT / "acla_nas").rglob("*.py")}
     assert in_tree <= set(names)
 

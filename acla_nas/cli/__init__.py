@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -244,9 +245,46 @@ def bench_strategies(
     run_strategies(config, overrides, others, seeds)
 
 
-@cli.group()
+class _RunFirst(click.Group):
+    """A group where what is not the name of a command is the argument of the command ``page``."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Put the name of the command before its argument."""
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["page", *args])
+
+
+@cli.group(cls=_RunFirst, subcommand_metavar="RUN [KEY=VALUE]... | COMMAND ...")
 def report() -> None:
-    """Show what a network does."""
+    """Show what a run did and what its network does: RUN's whole story as one HTML file.
+
+    \b
+      acla-nas report runs/mine
+      acla-nas report runs/derived models=[runs/baseline] images=[photo.png] out=report.html
+      acla-nas report keys examples/sr_edsr_search.yml models=[runs/derived]
+      acla-nas report front runs/front
+
+    RUN is the folder of a search, a training or a comparison; `acla-nas report page --help` says more.
+    """
+
+
+@report.command()
+@click.argument("run", metavar="RUN")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def page(run: str, overrides: tuple[str, ...]) -> None:
+    """Write the report of a run folder; `page` may be left out.
+
+    \b
+      acla-nas report runs/derived
+      acla-nas report runs/derived models=[runs/baseline] images=[photo.png] out=report.html
+
+    One HTML file, RUN/report.html, that needs no network: the search, the derived network with its
+    references, test images as degraded, restored and original, and for every pixel the keys that each module
+    reads. models are further networks to restore with, images the files to show crops of.
+    """
+    from acla_nas.cli.report import run_page
+
+    run_page(run, overrides)
 
 
 @report.command()

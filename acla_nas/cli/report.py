@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acla_nas.config import Config, PathName, load_config
 from acla_nas.errors import AclaError, unknown_name
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class PageOptions(BaseModel):
+    """What ``acla-nas report RUN`` takes beside overrides of the run's configuration.
+
+    Attributes:
+        images: files to show crops of; the first test images where there are none.
+        out: the page; report.html in the run folder where None.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[PathName] = []
+    out: PathName | None = None
+
+
+def run_page(run: str, overrides: Sequence[str]) -> None:
+    """Write the report of a run folder, and say where it lies."""
+    from acla_nas.report.folder import RunFolder
+
+    folder = RunFolder.read(run)
+    config, options = split_overrides(str(folder.path / "config.yml"), overrides, PageOptions)
+    from acla_nas.report.page import write_report
+
+    click.echo(f"report: {write_report(run, options.out, images=options.images, config=config)}")
 
 
 class KeysOptions(BaseModel):
@@ -33,15 +60,20 @@ class KeysOptions(BaseModel):
 
 def run_keys(config_path: str, overrides: Sequence[str]) -> None:
     """Draw the keys that each model selects for one query pixel, and say where the picture lies."""
-    config, options = split_overrides(config_path, overrides)
+    config, options = split_overrides(config_path, overrides, KeysOptions)
     from acla_nas.report.run import run_report_keys
 
     click.echo(run_report_keys(config, **options.model_dump()))
     click.echo(f"picture: {Path(options.out)}")
 
 
-def split_overrides(config_path: str, overrides: Sequence[str]) -> tuple[Config, KeysOptions]:
+def split_overrides(config_path: str, overrides: Sequence[str], takes: type[T]) -> tuple[Config, T]:
     """Return the configuration, and what belongs to this command alone.
+
+    Args:
+        config_path: of the YAML file.
+        overrides: of its keys, and of those that the command takes.
+        takes: the latter.
 
     Raises:
         AclaError: a key that neither has, or a value that does not fit.
@@ -52,7 +84,7 @@ def split_overrides(config_path: str, overrides: Sequence[str]) -> tuple[Config,
     others = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if equals and key in KeysOptions.model_fields:
+        if equals and key in takes.model_fields:
             try:
                 own[key] = yaml.safe_load(value)
             except (yaml.YAMLError, ValueError):
@@ -60,13 +92,17 @@ def split_overrides(config_path: str, overrides: Sequence[str]) -> tuple[Config,
             continue
         section = key.partition(".")[0]
         if section not in Config.model_fields:
-            raise unknown_name("key", key, [*Config.model_fields, *KeysOptions.model_fields])
+            raise unknown_name("key", key, [*Config.model_fields, *takes.model_fields])
         others.append(override)
     try:
-        options = KeysOptions(**own)
+        options = takes(**own)
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
-        needs = {"query": "[x, y], two pixels", "position": "a number from 1"}.get(key, "a path")
+        needs = {
+            "query": "[x, y], two pixels",
+            "position": "a number from 1",
+            "images": "a list of files, such as [a.png, b.png]",
+        }.get(key, "a path")
         raise AclaError(f"{key} must be {needs}, not {own[key]!r}") from None
     return load_config(config_path, others), options
 

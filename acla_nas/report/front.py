@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from acla_nas.arch import shown_positions
 from acla_nas.candidate import Candidate, pareto_front
@@ -47,9 +48,7 @@ def front_table(candidates: Sequence[Candidate], cost_unit: str) -> str:
 
 
 def draw_front(candidates: Sequence[Candidate], path: str | Path, cost_unit: str) -> Path:
-    """Draw quality against cost: every candidate a grey dot, the front a line of steps with its positions.
-
-    Below and right of the line is what some candidate on it beats.
+    """Write the picture of :func:`front_figure`.
 
     Args:
         candidates: of one search.
@@ -61,6 +60,28 @@ def draw_front(candidates: Sequence[Candidate], path: str | Path, cost_unit: str
 
     Raises:
         AclaError: there are no candidates, or the picture cannot be written.
+    """
+    figure = front_figure(candidates, cost_unit)
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise AclaError(f"cannot write picture {path}: {error}; give FILE.png") from None
+    return path
+
+
+def front_figure(candidates: Sequence[Candidate], cost_unit: str) -> Figure:
+    """Draw quality against cost: every candidate a grey dot, the front a line of steps with its positions.
+
+    Below and right of the line is what some candidate on it beats.
+
+    Args:
+        candidates: of one search.
+        cost_unit: such as "MACs".
+
+    Raises:
+        AclaError: there are no candidates.
     """
     if not candidates:
         raise AclaError("there are no candidates to draw: give those of a search")
@@ -94,14 +115,9 @@ def draw_front(candidates: Sequence[Candidate], path: str | Path, cost_unit: str
     axes.margins(x=0.08, y=0.12)
     axes.set_xlabel(f"cost of the inserted modules ({cost_unit})")
     axes.set_ylabel("quality (PSNR in dB)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.93")
     axes.set_axisbelow(True)
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise AclaError(f"cannot write picture {path}: {error}; give FILE.png") from None
-    return path
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,71 @@ class LayerKeys:
     def drawn(self) -> np.ndarray:
         """(K,) bool: open, and inside the map."""
         return self.open & self.inside
+
+
+@dataclass(frozen=True)
+class ModuleKeys:
+    """The keys of all query pixels of one module, as :meth:`acla_nas.attention.ACLA.keys` returns them.
+
+    Attributes:
+        position: of the module, 1-based.
+        path: its module path in the backbone.
+        references: position -> module path of each layer that it reads.
+        offsets: (R, K, 2, H, W), (dx, dy) from the query to the key, in pixels of the query's grid.
+        weights: (R, K, H, W), 0 where the gate is closed.
+        open: (R, K, H, W) bool, the gates.
+    """
+
+    position: int
+    path: str
+    references: Mapping[int, str]
+    offsets: Tensor
+    weights: Tensor
+    open: Tensor
+
+
+def all_keys(network: nn.Module, image: Tensor) -> tuple[ModuleKeys, ...]:
+    """Return the keys of every module that samples keys, for every query pixel of an image.
+
+    Args:
+        network: a derived network, as :func:`acla_nas.export` returns it.
+        image: (C, H, W) in 0 .. 1, as the network takes it, without the batch dimension.
+
+    Returns:
+        One :class:`ModuleKeys` for each module that is :class:`acla_nas.attention.ACLA` or has one in it,
+        in order; none where there are no such modules.
+
+    Example:
+        >>> import acla_nas
+        >>> space = acla_nas.search_spaces.edsr(num_blocks=2, num_channels=8, num_keys=4)
+        >>> network = space.freeze({"insert/1": True, "insert/2": True, "keys": 4})
+        >>> [keys.offsets.shape for keys in all_keys(network, torch.rand(3, 6, 8))]
+        [torch.Size([1, 4, 2, 6, 8]), torch.Size([2, 4, 2, 6, 8])]
+    """
+    if not isinstance(network, CrossLayerNetwork):
+        raise AclaError(f"{type(network).__name__} is not a derived network: give what export returns")
+    found: dict[int, ModuleKeys] = {}
+
+    def look(position: int, module: ACLA, inputs: Any) -> None:
+        query, references = inputs[:2]
+        offsets, weights, gates = (t[0].float().cpu() for t in module.keys(query, references))
+        paths = {int(name): network.paths[int(name)] for name in references}
+        found[position] = ModuleKeys(position, network.paths[position], paths, offsets, weights, gates > 0.5)
+
+    hooks = []
+    for j in network.positions:
+        module = network.attention[str(j)]
+        part = next((part for part in module.modules() if isinstance(part, ACLA)), None)
+        if part is not None:
+            hooks.append(part.register_forward_pre_hook(functools.partial(look, j)))
+    try:
+        with evaluating(network), torch.no_grad():
+            weight = next(network.parameters())
+            network(image[None].to(weight.device, weight.dtype))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return tuple(found[j] for j in sorted(found))
 
 
 def selected_keys(

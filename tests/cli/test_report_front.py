@@ -41,6 +41,20 @@ def test_picks_from_a_front(run, front):
     assert arch["positions"] == [] and arch["cost"] == {"parameters": 0.0}
 
 
+def test_the_report_of_a_run(run, front, images, tmp_path, monkeypatch):
+    """The command page may be left out; a run folder called like a command is ./NAME."""
+    arguments = [f"data.test={images}", f"images=[{images}/a.png]"]
+    code, out, err = run("report", str(front), *arguments)
+    assert (code, out, err) == (0, f"report: {front}/report.html\n", "")
+    monkeypatch.chdir(front.rename(tmp_path / "keys").parent)
+    code, out, _ = run("report", "./keys", *arguments, "out=page.html")
+    assert (code, out) == (0, "report: page.html\n") and "Search keys" in Path("page.html").read_text()
+    code, _, err = run("report", "runs/none")
+    assert code == 2 and "runs/none has no config.yml; give the run folder" in err
+    code, out, _ = run("report")
+    assert "RUN [KEY=VALUE]... | COMMAND" in out
+
+
 def test_a_front_has_one_cost(run, front):
     code, _, err = run("report", "front", str(front), "--budget", "macs<=1e9")
     assert code == 2 and err.count("\n") == 1
