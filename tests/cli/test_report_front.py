@@ -51,7 +51,7 @@ def test_the_report_of_a_run(run, front, images, tmp_path, monkeypatch):
     assert (code, out) == (0, "report: page.html\n") and "Search keys" in Path("page.html").read_text()
     code, _, err = run("report", "runs/none")
     assert code == 2 and "runs/none has no config.yml; give the run folder" in err
-    code, out, _ = run("report")
+    code, out, _ = run("report", "--help")
     assert "RUN [KEY=VALUE]... | COMMAND" in out
 
 
