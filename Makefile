@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format types wheel clean
+.PHONY: help install demo test test-slow lint format types docs wheel clean
 
 help:  ## Say what the targets are
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ format: $(INSTALLED)  ## Format, and mend what can be mended
 
 types: $(INSTALLED)  ## Check the types
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## Build the documentation into build/docs; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 wheel: $(INSTALLED)  ## Build a wheel into dist/
 	$(BIN)/python -m build --no-isolation --wheel

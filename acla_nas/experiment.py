@@ -260,7 +260,7 @@ def make_space(config: Config) -> CrossLayerSpace:
                 f"space.{option} is {options[option]}, but task.{option} is {needed}: "
                 f"leave space.{option} out"
             )
-    passes_on: list[Callable[..., Any]] = [CrossLayerSpace.plain_init, attention]
+    passes_on: list[Callable[..., Any]] = [CrossLayerSpace, attention]
     return build("space", make, options, passes_on=passes_on, reserved=_INTERNAL - set(parameters))
 
 

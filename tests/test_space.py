@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 
 import numpy as np
@@ -251,3 +252,7 @@ def test_everything_public_is_found_in_the_package():
     assert {"CrossLayerSpace", "export", "cost", "search_spaces"} <= set(dir(acla_nas))
     with pytest.raises(AttributeError, match="no attribute 'exprot'"):
         _ = acla_nas.exprot
+
+
+def test_help_shows_the_arguments():
+    assert list(inspect.signature(CrossLayerSpace).parameters)[:3] == ["backbone", "positions", "attention"]
