@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from acla_nas._version import __version__
+from acla_nas.durable import write_text
 from acla_nas.errors import AclaError
 from acla_nas.layout import check_layout
 
@@ -88,10 +89,7 @@ class Arch(BaseModel):
 
     def save(self, path: str | Path) -> Path:
         """Write the architecture as JSON and return the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return path
+        return write_text(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, source: str | Path | dict[str, Any] | Arch) -> Arch:

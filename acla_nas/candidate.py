@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from acla_nas.arch import Arch
+from acla_nas.durable import write_text
 from acla_nas.errors import AclaError
 
 
@@ -50,9 +51,7 @@ def save_candidates(candidates: Iterable[Candidate], path: str | Path) -> Path:
         }
         for c in candidates
     ]
-    path = Path(path)
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, json.dumps(rows, indent=2) + "\n")
 
 
 def load_candidates(path: str | Path) -> list[Candidate]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
+from acla_nas.durable import make_run_folder, write_text
 from acla_nas.errors import AclaError, unknown_name
 
 T = TypeVar("T")
@@ -162,14 +163,8 @@ class Config(_Section):
         Raises:
             AclaError: the folder cannot be made or written to.
         """
-        path = Path(folder, "config.yml")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise AclaError(f"cannot write into run folder {folder}: {reason}; set run=DIR") from None
-        return path
+        make_run_folder(folder)
+        return write_text(Path(folder, "config.yml"), yaml.safe_dump(self.model_dump(), sort_keys=False))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,12 @@ from acla_nas.candidate import save_candidates
 from acla_nas.config import Config, build, load_config
 from acla_nas.cost import LatencyCost
 from acla_nas.data import list_images, load_image, split_fold
+from acla_nas.durable import write_text
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import Evaluation, evaluate
 from acla_nas.exporter import export, save_model, save_program, save_weights
+from acla_nas.interruption import stoppable
+from acla_nas.lock import locked
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, nni
@@ -31,6 +34,7 @@ from acla_nas.space import CrossLayerSpace
 from acla_nas.study_storage import FILE as TRIALS
 from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
+from acla_nas.training.checkpoint import forget, previous
 from acla_nas.training.processes import from_main, is_main
 
 if TYPE_CHECKING:
@@ -48,13 +52,13 @@ def run_search(config: Config) -> SearchResult:
     weights in supernet.safetensors. Of a multi-trial search: all candidates in candidates.json, and the
     Pareto front in front.md and front.png.
 
-    A search that was stopped goes on when it is run again. Within a trial of an NNI experiment, the final
-    validation PSNR is reported to NNI. Of several processes (``devices``, ``nodes``) the main one writes and
-    reports, and all return the same.
+    A search that was stopped, or killed, goes on when it is run again. Within a trial of an NNI
+    experiment, the final validation PSNR is reported to NNI. Of several processes (``devices``, ``nodes``)
+    the main one writes and reports, and all return the same.
 
     Raises:
-        AclaError: the folder holds an unfinished search of another configuration, or a training; or a
-            multi-trial strategy is given several processes.
+        AclaError: the folder holds an unfinished search of another configuration, or a training, or another
+            run is writing into it; or a multi-trial strategy is given several processes.
     """
     folder = Path(config.run)
     device = choose_device(config)
@@ -72,11 +76,18 @@ def run_search(config: Config) -> SearchResult:
         scorer = _scorer(config, task, space)
     else:
         scorer = _evaluator(config, task, folder, config.search.model_dump())
-    with _begun(config, folder / "search.ckpt"):
+    checkpoint = folder / "search.ckpt"
+    with _begun(config, checkpoint):
         where = f"{device}{_processes(config)}"
         _say(f"searching {len(space.positions)} positions of {config.space.name} on {where}")
         result = search(
-            space, strategy, scorer, folder=folder, budget=config.budget, time_limit=config.time_limit
+            space,
+            strategy,
+            scorer,
+            folder=folder,
+            budget=config.budget,
+            time_limit=config.time_limit,
+            keep_checkpoint=True,
         )
         if is_main():
             _write_search(config, task, space, result)
@@ -108,7 +119,7 @@ def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: Se
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchResult) -> float:
@@ -130,7 +141,7 @@ def _write_candidates(result: SearchResult, folder: Path) -> None:
 
     unit = next(iter(result.arch.cost))
     save_candidates(result.candidates, folder / "candidates.json")
-    (folder / "front.md").write_text(front_table(result.candidates, unit) + "\n", encoding="utf-8")
+    write_text(folder / "front.md", front_table(result.candidates, unit) + "\n")
     draw_front(result.candidates, folder / "front.png", unit)
 
 
@@ -140,8 +151,13 @@ def run_training(config: Config) -> Evaluation:
     Of every run: config.yml; run.json, the command, versions, seed and device; and log.txt. Of a training:
     arch.json, weights.safetensors, metrics.csv, and the scores of the test images in scores.json.
 
-    Within a trial of an NNI experiment, the final validation PSNR is reported to NNI. Of several processes
-    the main one writes and reports, and all return the same.
+    A training that was stopped, or killed, goes on when it is run again. Within a trial of an NNI
+    experiment, the final validation PSNR is reported to NNI. Of several processes the main one writes and
+    reports, and all return the same.
+
+    Raises:
+        AclaError: the folder holds a search, or an unfinished training of another configuration, or another
+            run is writing into it; the architecture cannot be read, or does not fit the task.
     """
     folder = Path(config.run)
     device = choose_device(config)
@@ -162,12 +178,13 @@ def run_training(config: Config) -> Evaluation:
     network = export(arch)
     check_scale(network, task, config.arch)
     evaluator = _evaluator(config, task, folder, config.train.model_dump())
-    with _begun(config, folder / "training.ckpt"):
+    checkpoint = folder / "training.ckpt"
+    with _begun(config, checkpoint):
         count = sum(p.numel() for p in network.parameters())
         inserted = shown_positions(arch.positions)
         where = f"{device}{_processes(config)}"
         _say(f"training {count:,} parameters, attention at positions: {inserted}, on {where}")
-        history = train(network, evaluator, checkpoint=folder / "training.ckpt", seed=config.seed)
+        history = train(network, evaluator, checkpoint=checkpoint, keep_checkpoint=True, seed=config.seed)
         if is_main():
             save_model(arch, network.state_dict(), folder)
             if nni.get_current_parameter() is not None:
@@ -336,15 +353,19 @@ def _scorer(config: Config, task: Task, space: CrossLayerSpace) -> Any:
 
 @contextmanager
 def _begun(config: Config, checkpoint: Path) -> Iterator[None]:
-    """Within it the run is recorded in its folder, unless what is unfinished there is of another one."""
-    if not is_main():
-        yield
-        return
-    _check_unfinished(config, checkpoint)
-    config.save(config.run)
-    resumed = checkpoint.exists() or checkpoint.with_name(TRIALS).exists()
-    with recorded(config.run, seed=config.seed, device=choose_device(config), resumed=resumed):
-        yield
+    """Within it the run has its folder to itself, and is recorded there; at its end the checkpoint goes.
+
+    SIGINT and SIGTERM end it between two steps. What is unfinished in the folder must be of the same run.
+    """
+    with locked(config.run) if is_main() else nullcontext(), stoppable():
+        if is_main():
+            _check_unfinished(config, checkpoint)
+            config.save(config.run)
+            resumed = any(p.exists() for p in (checkpoint, previous(checkpoint), Path(config.run, TRIALS)))
+            record = recorded(config.run, seed=config.seed, device=choose_device(config), resumed=resumed)
+        with record if is_main() else nullcontext():
+            yield
+        forget(checkpoint)
 
 
 def _processes(config: Config) -> str:
@@ -360,15 +381,16 @@ def _say(line: str) -> None:
 def _check_unfinished(config: Config, checkpoint: Path) -> None:
     """Refuse to go on with what another configuration has begun."""
     path = checkpoint.with_name("config.yml")
-    if not (checkpoint.exists() and path.exists()):
+    if not (path.exists() and (checkpoint.exists() or previous(checkpoint).exists())):
         return
     then, now = load_config(str(path)).model_dump(), config.model_dump()
     free = {"run", "device", "devices", "nodes", "models", "time_limit", "budget", "compare"}
     different = sorted(key for key in now if key not in free and then[key] != now[key])
     if different:
+        files = f"{checkpoint.name} and {previous(checkpoint).name}"
         raise AclaError(
             f"run folder {checkpoint.parent} holds an unfinished run with another {', '.join(different)}: "
-            f"set run=DIR to begin a new one, or remove {checkpoint.name} there"
+            f"set run=DIR to begin a new one, or remove {files} there"
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acla_nas import attention as attentions
 from acla_nas.arch import Arch
+from acla_nas.durable import replacing
 from acla_nas.errors import AclaError
 from acla_nas.network import Backbone, CrossLayerNetwork, copy_backbone
 from acla_nas.search_spaces import backbone as build_backbone
@@ -136,9 +137,14 @@ def save_weights(
     weights: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> Path:
     """Write weights as a safetensors file, with what is to be noted in it, and return its path."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, path, metadata)
+    with replacing(path) as partial:
+        try:
+            save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, partial, metadata)
+        except SafetensorError as error:  # its name for what the system reports
+            raise OSError(str(error)) from error
     return Path(path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -26,6 +25,7 @@ from acla_nas.cost import CostModel
 from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.exporter import copied_weights, save_weights
+from acla_nas.interruption import stop_if_asked
 from acla_nas.proposals import Decisions, Proposals, counts
 from acla_nas.run_record import say
 from acla_nas.study_storage import FILE, open_storage, quiet_optuna
@@ -253,6 +253,7 @@ class _Search:
     def _wait_for_turn(self, end: float) -> bool:
         """Is there something left to do in this process? Waits while only other workers know."""
         while time.monotonic() < end:
+            stop_if_asked(f"stopped before trial {len(self.study.get_trials(deepcopy=False)) + 1}")
             optuna.storages.fail_stale_trials(self.study)
             trials = [t for t in self.study.get_trials(deepcopy=False) if counts(t)]
             states = {t.state for t in trials}
@@ -351,10 +352,7 @@ class _Search:
         if self.folder is None:
             self._best_weights = _shown(sample), copied_weights(network)
             return
-        # Never half a file, and never one process's over another's while it is written.
-        part = self.folder / f"best.{os.getpid()}.part"
-        save_weights(network.state_dict(), part, {"architecture": _shown(sample)})
-        part.replace(self.folder / "best.safetensors")
+        save_weights(network.state_dict(), self.folder / "best.safetensors", {"architecture": _shown(sample)})
 
     def _weights(self, sample: dict[str, Any]) -> dict[str, Tensor]:
         """Return the weights of the best; it is scored again where another machine has them."""

@@ -23,9 +23,9 @@ from acla_nas.nni_nas import (
     SequentialExecutionEngine,
 )
 from acla_nas.space import CrossLayerSpace
-from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
+from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
 from acla_nas.training.evaluator import epoch_history
-from acla_nas.training.processes import from_main, is_main, share_buffers
+from acla_nas.training.processes import from_main, share_buffers
 
 
 class UnderCost:
@@ -80,12 +80,13 @@ def run_one_shot(
     folder: Path | None = None,
     limit: Limit | None = None,
     time_limit: float | None = None,
+    keep_checkpoint: bool = False,
 ) -> OneShotRun:
     """Train the supernet and derive the architecture; see :func:`acla_nas.search`.
 
     With a folder, ``search.ckpt`` there is written after every epoch, and a search that finds it goes on
-    from it; at the end it is removed. Of an evaluator's several processes the main one derives the
-    architecture, and all return it.
+    from it; at the end it is removed, unless it is to be kept. Of an evaluator's several processes the main
+    one derives the architecture, and all return it.
     """
     callbacks = evaluator.trainer.callbacks
     callbacks.insert(0, SeededEpochs(getattr(strategy, "seed", 0)))
@@ -100,9 +101,10 @@ def run_one_shot(
     strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
 
     share_buffers(space)
-    if checkpoint is not None and is_main():
-        checkpoint.unlink(missing_ok=True)
-    return from_main(lambda: _derive(space, strategy, evaluator, limit))
+    run = from_main(lambda: _derive(space, strategy, evaluator, limit))
+    if checkpoint is not None and not keep_checkpoint:
+        forget(checkpoint)
+    return run
 
 
 def _derive(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from acla_nas._version import __version__
+from acla_nas.durable import write_text
 
 RECORD, LOG = "run.json", "log.txt"
 _PACKAGES = ("torch", "nni", "pytorch-lightning", "numpy", "optuna")
@@ -102,7 +103,7 @@ def load_record(folder: str | Path) -> dict[str, Any]:
 
 
 def _write(record: dict[str, Any], folder: Path) -> None:
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _device(device: str) -> str:

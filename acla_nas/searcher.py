@@ -62,6 +62,7 @@ def search(
     folder: str | Path | None = None,
     budget: str | Budget | None = None,
     time_limit: float | None = None,
+    keep_checkpoint: bool = False,
     show: bool = True,
 ) -> SearchResult:
     """Search a space with a strategy, in this process; no port is opened.
@@ -77,6 +78,8 @@ def search(
             callable that takes the network and returns a number.
         folder: where the search keeps what it needs to go on after an interruption: called again with the
             same arguments it does so.
+        keep_checkpoint: leave a one-shot search's checkpoint there at the end, until the result is safe;
+            then call :func:`acla_nas.training.checkpoint.forget`.
         budget: what the found architecture may cost at most, such as "macs<=2e9".
         time_limit: minutes after which no further epoch or trial is begun.
         show: print a line per trial of a multi-trial strategy; epochs are the evaluator's to print.
@@ -122,7 +125,15 @@ def search(
         )
     if not isinstance(evaluator, Lightning):
         raise AclaError(f"{name} trains a supernet: give it an evaluator of acla_nas.training.make_evaluator")
-    run = run_one_shot(space, strategy, evaluator, folder=folder, limit=limit, time_limit=time_limit)
+    run = run_one_shot(
+        space,
+        strategy,
+        evaluator,
+        folder=folder,
+        limit=limit,
+        time_limit=time_limit,
+        keep_checkpoint=keep_checkpoint,
+    )
     cost = run.cost.of(run.sample)
     return SearchResult(
         arch=_found(space.arch(run.sample), strategy, {run.cost.unit: cost}),

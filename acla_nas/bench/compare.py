@@ -33,6 +33,7 @@ from acla_nas.bench.counts import count_macs, count_parameters
 from acla_nas.bench.positions import even_positions, random_positions
 from acla_nas.config import Config, Named, parse_config
 from acla_nas.data import list_images
+from acla_nas.durable import append_line, write_text
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.evaluation import evaluate
 from acla_nas.experiment import (
@@ -43,6 +44,8 @@ from acla_nas.experiment import (
     run_search,
     run_training,
 )
+from acla_nas.interruption import stop_if_asked, stoppable
+from acla_nas.lock import locked
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.space import CrossLayerSpace
 
@@ -143,14 +146,19 @@ class Comparison:
 
         The table is written anew after each.
         """
-        self.config.save(self.folder)
+        with locked(self.folder), stoppable():
+            self.config.save(self.folder)
+            yield from self._missing()
+
+    def _missing(self) -> Iterator[Run]:
         for seed in self.config.compare.seeds:
             for variant in self.config.compare.variants:
                 if (variant, seed) in self.finished():
                     continue
+                stop_if_asked(f"stopped before {variant}, seed {seed}")
                 run = self._run(variant, seed)
-                self._append(run)
-                (self.folder / "table.md").write_text(self.table(), encoding="utf-8")
+                append_line(self.results, json.dumps(asdict(run)))
+                write_text(self.folder / "table.md", self.table())
                 yield run
 
     def table(self) -> str:
@@ -237,11 +245,6 @@ class Comparison:
         options |= config.compare.options.get(attention, {})
         space = Named(name=config.space.name, **options)
         return config.model_copy(update={"space": space, "seed": seed, "run": str(folder)})
-
-    def _append(self, run: Run) -> None:
-        torn = self.results.exists() and not self.results.read_text(encoding="utf-8").endswith("\n")
-        with self.results.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(asdict(run)) + "\n")
 
     def _check_folder(self) -> None:
         """Refuse to go on with results of other settings; more variants and seeds are welcome."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from acla_nas.arch import shown_positions
 from acla_nas.bench.positions import random_architectures
 from acla_nas.config import Config
+from acla_nas.durable import append_line
 from acla_nas.errors import AclaError
 from acla_nas.experiment import choose_device, make_space, make_task, seed_everything, validation_images
 from acla_nas.scoring import InheritedWeights, ShortTraining, load_supernet
@@ -77,8 +78,7 @@ class Ranking:
                     inherited(self.supernet.freeze(sample)),
                     trained(fresh.freeze(sample)),
                 )
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+                append_line(self.path, json.dumps(asdict(row)))
                 finished[positions] = row
             yield finished[positions]
 

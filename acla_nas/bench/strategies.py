@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from acla_nas import strategies
 from acla_nas.arch import shown_positions
 from acla_nas.config import Config, Named
+from acla_nas.durable import append_line
 from acla_nas.errors import AclaError
 from acla_nas.experiment import run_search, run_training
 from acla_nas.multi_trial import MultiTrial
@@ -68,8 +69,7 @@ def compare_strategies(config: Config, names: Sequence[str], seeds: Sequence[int
                 first = next((r for r in rows if (r.strategy, r.seed) == (config.strategy.name, seed)), None)
                 row = _search(config, name, seed, None if first is None else first.minutes)
                 rows.append(row)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(row)) + "\n")
+                append_line(path, json.dumps(asdict(row)))
             yield row
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +17,7 @@ from acla_nas._version import __version__
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and exit code 2."""
     from acla_nas.errors import AclaError, AclaWarning
+    from acla_nas.interruption import Stopped
 
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -31,6 +34,10 @@ def main() -> None:
             raise SystemExit(2) from None
         except (click.Abort, KeyboardInterrupt):
             raise _interrupted() from None
+        except Stopped as stopped:
+            click.echo(f"acla-nas: {stopped}", err=True)
+            _show_how_to_go_on()
+            raise SystemExit(128 + stopped.signum) from None
         except SystemExit as error:  # Lightning turns an interrupt into an exit
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise _interrupted() from None
@@ -48,6 +55,12 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 def _interrupted() -> SystemExit:
     click.echo("acla-nas: interrupted", err=True)
     return SystemExit(130)
+
+
+def _show_how_to_go_on() -> None:
+    program = Path(sys.argv[0]).name
+    command = ["python", "-m", "acla_nas"] if program == "__main__.py" else [program]
+    click.echo(f"acla-nas: to go on: {shlex.join([*command, *sys.argv[1:]])}", err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from acla_nas.cost.timing import Timing
-from acla_nas.errors import AclaWarning
+from acla_nas.durable import write_text
+from acla_nas.errors import AclaError, AclaWarning
 
 
 def cache_folder() -> Path:
@@ -53,13 +54,10 @@ class LatencyCache:
         entries = [{**json.loads(key), **timing._asdict()} for key, timing in self._times.items()]
         content = {"device": self.device, "entries": entries}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_suffix(f".{os.getpid()}.tmp")
-            unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            unfinished.replace(self.path)
-        except OSError as error:
+            write_text(self.path, json.dumps(content, indent=1) + "\n")
+        except AclaError as error:
             warnings.warn(
-                f"cannot write the measured latencies to {self.path}: {error.strerror}; set ACLA_NAS_CACHE "
+                f"cannot write the measured latencies to {self.path}: {error.__cause__}; set ACLA_NAS_CACHE "
                 "to a folder of yours, or they are measured again each time",
                 AclaWarning,
                 stacklevel=2,

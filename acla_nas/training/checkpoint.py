@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
+import pickle
+import re
+import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from acla_nas.errors import AclaError
-from acla_nas.training.processes import from_main
+from acla_nas.durable import replacing
+from acla_nas.errors import AclaError, AclaWarning
+from acla_nas.interruption import asked, install_handlers, stop_if_asked
+from acla_nas.training.processes import from_main, is_main
 
 
 class SeededEpochs(pl.Callback):
@@ -32,10 +39,11 @@ class SeededEpochs(pl.Callback):
 
 
 class Checkpoint(pl.callbacks.Checkpoint):
-    """Writes the whole state of a training after every epoch into one file, never half of it.
+    """Writes the whole state of a training after every epoch into one file, and keeps the one before.
 
     Args:
-        path: of the file; a new one replaces it only once it is safely on the disk.
+        path: of the file; a new one replaces it only once it is safely on the disk. The one before is kept
+            beside it, see :func:`previous`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,20 +60,108 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the state. Lightning calls this after all other callbacks have had their turn."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        trainer.save_checkpoint(partial, weights_only=False)  # optimizers and loops too
         if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.path, weights_only=False)  # in which the main one alone writes
             return
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        with replacing(self.path) as partial:
+            trainer.save_checkpoint(partial, weights_only=False)  # optimizers and loops too
+            if self.path.exists():
+                os.replace(self.path, previous(self.path))
+
+
+class StopWhenAsked(pl.Callback):
+    """Ends a training between two steps when a signal has asked for it; see :mod:`acla_nas.interruption`.
+
+    An epoch's last step is followed by its checkpoint first.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning, which ends epochs in their middle too."""
+        install_handlers()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop between two epochs."""
+        self._stop(trainer, f"stopped after epoch {trainer.current_epoch}")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop within an epoch."""
+        if not trainer.is_last_batch:
+            epoch = trainer.current_epoch + 1
+            self._stop(trainer, f"stopped after step {batch_idx + 1} of epoch {epoch}, which begins anew")
+
+    def _stop(self, trainer: pl.Trainer, what: str) -> None:
+        stop = asked() is not None
+        if trainer.world_size > 1:  # all at the same step, whichever of them was asked
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            stop_if_asked(what)
+            raise SystemExit(1)  # another process was asked, and says so
+
+
+def previous(checkpoint: Path) -> Path:
+    """Return the path of the checkpoint before the last."""
+    return checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
+
+
+def forget(checkpoint: Path) -> None:
+    """Remove the checkpoints of a run whose results are safe."""
+    if is_main():
+        for path in (previous(checkpoint), checkpoint):
+            path.unlink(missing_ok=True)
 
 
 def resume_from(checkpoint: Path) -> dict[str, Any]:
-    """Return the arguments of ``trainer.fit`` that go on from a checkpoint; none where there is none."""
-    if not checkpoint.exists():
-        return {}
-    arguments: dict[str, Any] = {"ckpt_path": str(checkpoint)}
-    if "weights_only" in inspect.signature(pl.Trainer.fit).parameters:  # Lightning 2.6 and later
-        arguments["weights_only"] = True
-    return arguments
+    """Return the arguments of ``trainer.fit`` that go on from a checkpoint; none where there is none.
+
+    A damaged checkpoint is warned of, and the one before takes its place.
+
+    Raises:
+        AclaError: all are damaged; or one holds more than numbers, and is not loaded.
+    """
+    there = [path for path in (checkpoint, previous(checkpoint)) if path.exists()]
+    for path in there:
+        damage = _damage(path)
+        if damage is None:
+            arguments: dict[str, Any] = {"ckpt_path": str(path)}
+            if "weights_only" in inspect.signature(pl.Trainer.fit).parameters:  # Lightning 2.6 and later
+                arguments["weights_only"] = True
+            return arguments
+        if path is there[-1]:
+            raise AclaError(
+                f"checkpoint {path} is damaged ({damage}), with none before it: remove it to begin anew"
+            )
+        if is_main():
+            warnings.warn(
+                f"checkpoint {path} is damaged ({damage}): going on from the one before, an epoch earlier",
+                AclaWarning,
+                stacklevel=2,
+            )
+    return {}
+
+
+def _damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's file, if something is.
+
+    Its checksums are compared, and it is loaded once by PyTorch's restricted unpickler: Lightning before
+    2.6 would run the code in a file that holds some.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        return str(error).rstrip(".")
+    if torn is not None:
+        return f"the checksum of {torn} is wrong"
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"code ({named[1]})" if named else "something else than the state of a training"
+        raise AclaError(
+            f"checkpoint {path} holds {what}, and is not loaded: no run of acla_nas wrote it; remove it"
+        ) from None
+    except (RuntimeError, ValueError, OSError, EOFError) as error:
+        return str(error).splitlines()[0]
+    return None

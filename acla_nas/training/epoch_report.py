@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from acla_nas.durable import replacing
 from acla_nas.evaluation import evaluate
 from acla_nas.nni_nas import LightningModule, nni
 from acla_nas.run_record import say
@@ -58,6 +59,8 @@ class EpochReport(pl.Callback):
         """Start the clock, or let it go on from where the last epoch ended."""
         done = self.history[-1]["seconds"] if self.history else 0.0
         self._start = time.monotonic() - done
+        if self.history and self.show and is_main():
+            say(f"going on after epoch {len(self.history)}/{trainer.max_epochs}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score, record, report."""
@@ -84,9 +87,8 @@ class EpochReport(pl.Callback):
         return {**scored, "seconds": round(time.monotonic() - self._start, 1)}
 
     def _write_csv(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(dict.fromkeys(name for row in self.history for name in row))
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.history)

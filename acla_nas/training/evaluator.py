@@ -14,6 +14,7 @@ from acla_nas.data import PatchDataset, list_images, split_fold
 from acla_nas.errors import AclaError
 from acla_nas.nni_nas import DataLoader, Lightning, Trainer
 from acla_nas.tasks import Task
+from acla_nas.training.checkpoint import StopWhenAsked
 from acla_nas.training.epoch_report import EpochReport
 from acla_nas.training.processes import check_processes
 from acla_nas.training.restoration import RestorationModule
@@ -99,7 +100,7 @@ def make_evaluator(
         num_nodes=nodes,
         # A step runs the modules that are switched on: the others' weights have no gradient in it.
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
-        callbacks=[_NextPatches([train_set, validation_set]), report],
+        callbacks=[StopWhenAsked(), _NextPatches([train_set, validation_set]), report],
         logger=_logger(run_dir),
         enable_checkpointing=False,
         enable_progress_bar=False,

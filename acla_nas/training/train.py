@@ -8,13 +8,18 @@ from typing import Any
 from torch import nn
 
 from acla_nas.nni_nas import Lightning
-from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, resume_from
+from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
 from acla_nas.training.evaluator import epoch_history
-from acla_nas.training.processes import is_main, share_buffers
+from acla_nas.training.processes import share_buffers
 
 
 def train(
-    network: nn.Module, evaluator: Lightning, *, checkpoint: str | Path | None = None, seed: int = 0
+    network: nn.Module,
+    evaluator: Lightning,
+    *,
+    checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Train a network in place with an evaluator of :func:`make_evaluator`.
 
@@ -25,7 +30,9 @@ def train(
         network: to train.
         evaluator: data and recipe.
         checkpoint: a file that is written after every epoch; where it is there already, the training goes
-            on from it. At the end it is removed.
+            on from it; so it does from the one before, kept beside it, where the file is damaged.
+        keep_checkpoint: leave it there at the end, until what was trained is safe; then call
+            :func:`acla_nas.training.checkpoint.forget`.
         seed: of what the network draws at random in training.
 
     Returns:
@@ -40,6 +47,6 @@ def train(
     evaluator.module.set_model(network)
     evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders, **resume)
     share_buffers(network)
-    if path is not None and is_main():
-        path.unlink(missing_ok=True)
+    if path is not None and not keep_checkpoint:
+        forget(path)
     return epoch_history(evaluator)

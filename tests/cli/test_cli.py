@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -181,7 +182,7 @@ def test_libraries_warnings_are_shown_to_those_who_ask(tmp_path: Path) -> None:
         assert result.stderr == expected
 
 
-def test_interrupt_ends_in_one_line(images: Path, tmp_path: Path) -> None:
+def test_interrupt_says_what_is_kept_and_how_to_go_on(images: Path, tmp_path: Path) -> None:
     program = shutil.which("acla-nas", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert program
     data = [f"data.{split}={images}" for split in ("train", "validation", "test")]
@@ -198,7 +199,13 @@ def test_interrupt_ends_in_one_line(images: Path, tmp_path: Path) -> None:
             _, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert (process.returncode, err.strip()) == (130, "acla-nas: interrupted")
+    assert process.returncode == 130
+    first, second, third = err.splitlines()
+    assert first == "acla-nas: stopping after this step; once more to stop at once"
+    assert re.fullmatch(
+        r"acla-nas: stopped after (epoch \d+|step \d+ of epoch \d+, which begins anew)", second
+    )
+    assert third == f"acla-nas: to go on: acla-nas {shlex.join(arguments)}"
     assert_lines(log.read_text(), ["searching 2 positions of edsr on cpu", SEARCH_EPOCH])
     assert (tmp_path / "metrics.csv").read_text().startswith("epoch,")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -10,9 +13,10 @@ import torch
 from torch import nn
 
 import acla_nas
-from acla_nas.errors import AclaError
+from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.tasks import SuperResolution
 from acla_nas.training import make_evaluator, train
+from acla_nas.training.checkpoint import previous
 
 
 class Stop(pl.Callback):
@@ -26,7 +30,9 @@ class Stop(pl.Callback):
             raise RuntimeError("stopped")
 
 
-def trained(checkpoint: Path, images: Path, stop: int | None = None) -> tuple[nn.Module, list[dict]]:
+def trained(
+    checkpoint: Path, images: Path, stop: int | None = None, **options: Any
+) -> tuple[nn.Module, list[dict]]:
     """Train a module whose key gates are noisy, from the same weights each time."""
     pl.seed_everything(0, verbose=False)
     space = acla_nas.search_spaces.edsr(num_blocks=2, num_channels=4, num_keys=2, gate_noise=True)
@@ -44,7 +50,7 @@ def trained(checkpoint: Path, images: Path, stop: int | None = None) -> tuple[nn
     )
     if stop is not None:
         evaluator.trainer.callbacks.append(Stop(stop))
-    return network, train(network, evaluator, checkpoint=checkpoint, seed=3)
+    return network, train(network, evaluator, checkpoint=checkpoint, seed=3, **options)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
@@ -69,6 +75,100 @@ def test_all_processes_must_find_the_checkpoint(
     monkeypatch.setattr("acla_nas.training.checkpoint.from_main", lambda _: 2)  # it has read one
     with pytest.raises(AclaError, match="has 2 epochs for the main process and 0 for process 0"):
         trained(tmp_path / "training.ckpt", images)
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut in half":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = bytearray()
+    elif how == "a flipped bit":
+        at = content.index(b"data/0") + 200
+        content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut in half", "empty", "a flipped bit"])
+def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(
+    how: str, images: Path, tmp_path: Path
+) -> None:
+    expected, _ = trained(tmp_path / "whole.ckpt", images)
+    checkpoint = tmp_path / "training.ckpt"
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(checkpoint, images, 2)
+    assert previous(checkpoint).exists()
+    damage(checkpoint, how)
+    with pytest.warns(AclaWarning, match=r"training\.ckpt is damaged \(.*going on from the one before"):
+        network, history = trained(checkpoint, images)
+    assert all(torch.equal(network.state_dict()[n], w) for n, w in expected.state_dict().items())
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert not checkpoint.exists() and not previous(checkpoint).exists()
+
+
+def test_a_kill_between_the_two_renames_leaves_the_one_before(images: Path, tmp_path: Path) -> None:
+    expected, _ = trained(tmp_path / "whole.ckpt", images)
+    checkpoint = tmp_path / "training.ckpt"
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(checkpoint, images, 2)
+    checkpoint.unlink()
+    network, _ = trained(checkpoint, images)
+    assert all(torch.equal(network.state_dict()[n], w) for n, w in expected.state_dict().items())
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error(images: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.ckpt"
+    for path in (checkpoint, previous(checkpoint)):
+        path.write_bytes(b"no checkpoint")
+    with pytest.warns(AclaWarning), pytest.raises(AclaError, match=r"previous\.ckpt is damaged .* remove it"):
+        trained(checkpoint, images)
+
+
+class Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("weights_only_argument", [True, False])
+def test_a_checkpoint_with_code_in_it_is_refused(
+    weights_only_argument: bool, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Lightning before 2.6 too, whose ``fit`` loads anything."""
+    if not weights_only_argument:
+        fit = pl.Trainer.fit
+
+        def old_fit(self: Any, model: Any, loader: Any = None, *, ckpt_path: Any = None) -> None:
+            fit(self, model, loader, ckpt_path=ckpt_path, weights_only=False)
+
+        monkeypatch.setattr(pl.Trainer, "fit", old_fit)
+    checkpoint, trace = tmp_path / "training.ckpt", tmp_path / "trace"
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(checkpoint, images, 1)
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "evil": Malicious(trace)}, checkpoint)
+    with pytest.raises(AclaError, match=r"holds code \(.*system\), and is not loaded") as error:
+        trained(checkpoint, images)
+    assert "\n" not in str(error.value)
+    checkpoint.write_bytes(pickle.dumps(Malicious(trace)))
+    with pytest.raises(AclaError, match="is damaged"):
+        trained(checkpoint, images)
+    assert not trace.exists()
+
+
+def test_a_finished_training_is_not_repeated_where_its_checkpoint_is_kept(
+    images: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "training.ckpt"
+    expected, history = trained(checkpoint, images, keep_checkpoint=True)
+    network, again = trained(checkpoint, images, stop=0)  # no epoch begins
+    assert again == history
+    assert all(torch.equal(network.state_dict()[n], w) for n, w in expected.state_dict().items())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_at_the_end(images: Path, tmp_path: Path) -> None:
