@@ -42,6 +42,7 @@ _MODULES = {
     "data",
     "errors",
     "evaluation",
+    "formats",
     "gates",
     "metrics",
     "ops",

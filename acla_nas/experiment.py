@@ -22,11 +22,12 @@ from acla_nas.data import list_images, load_image, split_fold
 from acla_nas.durable import write_text
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import Evaluation, evaluate
-from acla_nas.exporter import export, save_model, save_program, save_weights
+from acla_nas.exporter import export, save_model, save_weights
+from acla_nas.formats import Saved, save
 from acla_nas.interruption import stoppable
 from acla_nas.lock import locked
 from acla_nas.multi_trial import MultiTrial
-from acla_nas.network import backbone_only
+from acla_nas.network import CrossLayerNetwork, backbone_only
 from acla_nas.nni_nas import Lightning, nni
 from acla_nas.run_record import recorded, say
 from acla_nas.searcher import SearchResult, Strategy, search
@@ -38,7 +39,7 @@ from acla_nas.training.checkpoint import forget, previous
 from acla_nas.training.processes import from_main, is_main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
@@ -225,18 +226,36 @@ def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
         yield name, evaluate(model, task, paths, device=device)
 
 
-def run_export(config: Config) -> Iterator[Path]:
-    """Write each model as model.pt2 into its run folder, and load it back to see that it is the same."""
+def run_export(config: Config, names: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Saved]]]:
+    """Write each model into the folder export of its run folder; yield its name, and format -> file.
+
+    Args:
+        config: with the models, and the task that they are for.
+        names: of formats; all that a model fits where None. See :func:`acla_nas.formats.save`.
+    """
     if not config.models:
         raise AclaError("nothing to export: give models=[RUN_FOLDER]")
+    task = make_task(config)
     import_named(config)
     for folder in config.models:
-        network = load_model(folder)
-        channels = Arch.load(Path(folder, "arch.json")).input_shape[0]
-        yield save_program(network, Path(folder, "model.pt2"), channels=channels)
+        network, arch = load_model(folder), Arch.load(Path(folder, "arch.json"))
+        check_scale(network, task, folder)
+        target, training = Path(folder, "export"), _training_of(folder)
+        yield folder, save(network, target, arch, task, formats=names, training=training)
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def _training_of(folder: str | Path) -> dict[str, Any]:
+    """Return what the configuration in a run folder says of the images and the recipe, if there is one."""
+    if not Path(folder, "config.yml").exists():
+        return {}
+    config = load_config(Path(folder, "config.yml"))
+    is_search = Path(folder, "summary.json").exists()
+    recipe = config.search if is_search else config.train
+    data = config.data.model_dump(include={"train", "fold", "patch_size", "batch_size"})
+    return {"by": "search" if is_search else "training", **data, **recipe.model_dump(), "seed": config.seed}
+
+
+def load_model(folder: str | Path) -> CrossLayerNetwork:
     """Return the network in a run folder, with its weights.
 
     Raises:

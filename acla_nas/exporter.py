@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from acla_nas import attention as attentions
@@ -24,7 +23,7 @@ def export(
     *,
     backbone: Backbone | None = None,
     weights: Weights | None = None,
-) -> nn.Module:
+) -> CrossLayerNetwork:
     """Return the derived network as a plain ``nn.Module``, which needs neither NNI nor Lightning.
 
     Args:
@@ -151,40 +150,3 @@ def save_weights(
 def copied_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a network's weights in memory, which its further training leaves alone."""
     return {name: w.detach().cpu().clone() for name, w in network.state_dict().items()}
-
-
-def save_program(network: nn.Module, path: str | Path, *, channels: int = 3) -> Path:
-    """Write a network as a PyTorch program (.pt2) for images of any size, checked against the network.
-
-    The file holds no Python code of this package: ``torch.export.load(path).module()`` runs it with
-    PyTorch alone.
-
-    Args:
-        network: takes (B, channels, H, W).
-        path: of the file.
-        channels: of the network's input.
-
-    Raises:
-        AclaError: the network fixes its sizes when it is exported, as many with windows do; the program
-            read back differs from the network by more than 1e-5.
-    """
-    network = network.eval()
-    example = torch.rand(2, channels, 24, 32)
-    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    try:
-        program = torch.export.export(network, (example,), dynamic_shapes=((sizes,),))
-    except Exception as error:
-        reason = str(error).split("\n")[0][:160]
-        raise AclaError(
-            f"the network cannot be written for images of any size: {reason}; write it for one size: "
-            "torch.export.save(torch.export.export(network, (image,)), path)"
-        ) from error
-    torch.export.save(program, path)
-    loaded = torch.export.load(path).module()
-    for size in ((24, 32), (17, 40)):
-        image = torch.rand(1, channels, *size)
-        with torch.no_grad():
-            difference = float((loaded(image) - network(image)).abs().max())
-        if not difference <= 1e-5:
-            raise AclaError(f"{path} differs from the network by {difference:.2e} at {size}: do not use it")
-    return Path(path)

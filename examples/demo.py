@@ -53,7 +53,7 @@ def main() -> int:
     print(f"held-out PSNR bicubic {means[0]}, baseline {means[1]}, derived {means[2]} dB")
     print(f"architecture  {best / 'arch.json'}")
     print(f"weights       {derived / 'weights.safetensors'}")
-    print(f"exported      {derived / 'model.pt2'}")
+    print(f"exported      {derived / 'export' / 'model.pt2'}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,14 @@ def blocks(document: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_python_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = set(sys.modules)
     names: dict[str, object] = {"__name__": "document"}
     for code in blocks(document, "python"):
         exec(compile(code, str(document), "exec"), names)
+    for name in set(sys.modules) - modules:  # of files that the document wrote
+        if not Path(getattr(sys.modules[name], "__file__", None) or "/").is_absolute():
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

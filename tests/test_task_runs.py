@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from acla_nas import experiment
+from acla_nas import experiment, formats
 from acla_nas.config import Config, load_config, parse_config
 from acla_nas.errors import AclaError
 
@@ -70,9 +70,14 @@ def test_from_search_to_export(
     rows = dict(experiment.run_evaluation(config.model_copy(update={"models": ["derived"]})))
     assert list(rows) == [experiment.make_task(config).baseline_name, "derived"]
     assert rows["derived"] == scores
-    (program,) = experiment.run_export(config.model_copy(update={"models": ["derived"]}))
+    models = config.model_copy(update={"models": ["derived"]})
+    ((folder, files),) = experiment.run_export(models, ["pt2", "python"])
+    assert (folder, list(files)) == ("derived", ["pt2", "python"])
     x = torch.rand(1, channels[0], 9, 12)
-    y = torch.export.load(program).module()(x)
+    network, descriptor = formats.load(files["pt2"].path)
+    y = network(x)
+    assert descriptor.task is not None and descriptor.task["name"] == experiment.make_task(config).name
+    assert descriptor.training["by"] == "training" and descriptor.training["patch_size"] == 8
     assert y.shape == (1, channels[1], 9, 12)
     torch.testing.assert_close(y, experiment.load_model("derived").eval()(x), rtol=0, atol=1e-5)
 

@@ -135,15 +135,34 @@ def eval_(config: str, overrides: tuple[str, ...]) -> None:
 
 
 @_command
-def export(config: str, overrides: tuple[str, ...]) -> None:
-    """Write the network of each run folder as model.pt2, which needs PyTorch and nothing else to run.
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["safetensors", "pt2", "torchscript", "python", "onnx"]),
+    help="Which, may be given several times; all that the network fits by default.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the files of each model.")
+def export(config: str, overrides: tuple[str, ...], formats: tuple[str, ...], as_json: bool) -> None:
+    """Write the network of each run folder into RUN/export, for use without acla_nas.
 
     \b
       acla-nas export examples/sr_edsr_search.yml models=[runs/derived]
+      acla-nas export examples/sr_edsr_search.yml models=[runs/derived] --format onnx --format python
+
+    \b
+      safetensors  model.safetensors: the weights, and a descriptor
+      pt2          model.pt2: a PyTorch program
+      torchscript  model.ts
+      python       model.py and model.pth: readable source that needs PyTorch alone
+      onnx         model.onnx
+
+    Every file is loaded back and compared with the network, at three image sizes, before it is reported.
+    All of them carry what descriptor.json says: scale, channels, sizes, task and training.
     """
     from acla_nas.cli.export import run
 
-    run(config, overrides)
+    run(config, overrides, formats, as_json)
 
 
 @cli.group()

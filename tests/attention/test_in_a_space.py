@@ -11,11 +11,10 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 import acla_nas
-from acla_nas import CrossLayerSpace, cost, export, search_spaces
+from acla_nas import CrossLayerSpace, cost, export, formats, search_spaces
 from acla_nas.config import parse_config
 from acla_nas.errors import AclaError
 from acla_nas.experiment import make_space
-from acla_nas.exporter import save_program
 from acla_nas.strategies import TwoStage
 from acla_nas.testing import count_macs
 
@@ -128,11 +127,13 @@ def test_a_two_stage_search_runs_and_its_result_is_the_derived_network(attention
 @pytest.mark.parametrize("attention", ["nl", "mha"])
 def test_a_derived_network_becomes_a_program(attention, tmp_path):
     space = search_spaces.edsr(2, 2, 8, image_range=1.0, attention=attention)
-    network = space.freeze({"insert/1": True, "insert/2": True, "keys": 1})
+    sample = {"insert/1": True, "insert/2": True, "keys": 1}
+    network = space.freeze(sample)
     with torch.no_grad():
         for module in network.attention.values():
             module.out.weight.normal_(std=0.1)
-    assert save_program(network, tmp_path / "model.pt2").is_file()
+    files = formats.save(network, tmp_path, space.arch(sample), formats=["pt2", "torchscript", "python"])
+    assert len(files) == 3
 
 
 @pytest.mark.parametrize(

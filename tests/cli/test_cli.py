@@ -151,13 +151,31 @@ def test_eval_prints_the_baseline_then_each_model(images: Path, model: Path, run
 
 
 def test_export_says_where_and_writes_there(model: Path, run: Run) -> None:
-    code, out, err = run("export", CONFIG, f"models=[{model}]")
+    code, out, err = run("export", CONFIG, f"models=[{model}]", "--format", "pt2", "--format", "python")
     assert (code, err) == (0, "")
-    assert out == f"exported: {model}/model.pt2\n"
+    folder = model / "export"
+    assert_lines(
+        out,
+        [
+            rf"{name} +{folder}/model\.{end}  within \d\.\de[-+]\d+ of the network"
+            for name, end in (("pt2", "pt2"), ("python", "py"))
+        ],
+    )
+    assert len(out.splitlines()) == 2
     image = torch.rand(1, 3, 9, 12)
-    loaded = torch.export.load(model / "model.pt2").module()
+    loaded = torch.export.load(folder / "model.pt2").module()
     expected = export(model / "arch.json", weights=model / "weights.safetensors").eval()
     torch.testing.assert_close(loaded(image), expected(image))
+
+
+def test_export_as_json(model: Path, run: Run) -> None:
+    code, out, err = run("export", CONFIG, f"models=[{model}]", "--format", "safetensors", "--json")
+    assert (code, err) == (0, "")
+    file = {"path": f"{model}/export/model.safetensors", "difference": 0.0, "undecided": 0.0}
+    assert json.loads(out) == [{"model": str(model), "files": {"safetensors": file}}]
+    descriptor = json.loads((model / "export" / "descriptor.json").read_text())
+    assert descriptor["task"] == {"name": "super_resolution", "scale": 2}
+    assert (descriptor["scale"], descriptor["in_channels"], descriptor["multiple_of"]) == (2, 3, 1)
 
 
 def test_warning_is_one_line(images: Path, tmp_path: Path, run: Run) -> None:

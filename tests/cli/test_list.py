@@ -153,12 +153,12 @@ def test_parts_of_ones_own_on_every_command(run: Run, own: str) -> None:
         ("train", "config.yml", "arch=found/arch.json", "run=derived"),
         ("train", "config.yml", "arch=bare", "run=baseline"),
         ("eval", "config.yml", "models=[derived,baseline]"),
-        ("export", "config.yml", "models=[derived]"),
+        ("export", "config.yml", "models=[derived]", "--format", "pt2", "--format", "python"),
     ):
         forget(own)
         code, out, err = run(*arguments)
         assert code == 0, err
-    program = torch.export.load("derived/model.pt2").module()
+    program = torch.export.load("derived/export/model.pt2").module()
     assert program(torch.rand(1, 3, 9, 12)).shape == (1, 3, 18, 24)
 
 
