@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from acla_nas.arch import Arch
-from acla_nas.attention import ACLA
+from acla_nas.attention import ACLA, Attention, Combined, SqueezeExcitation
 from acla_nas.errors import AclaError, AclaWarning, unknown_name
 from acla_nas.evaluation import evaluating
 from acla_nas.formats import model_py, onnx_file, program, safetensors_file, torchscript
@@ -46,6 +46,7 @@ FORMATS: dict[str, tuple[str, ModuleType]] = {
 
 TOLERANCE = 1e-5  # of values whose range is 0 .. 1
 _SIZES = ((48, 48), (64, 40), (127, 93))
+_SMALL_SIZES = ((24, 24), (32, 20), (63, 46))  # where time and memory grow with the square of the pixels
 _DRAWS = 3
 _MOST_UNDECIDED = 0.01
 
@@ -77,7 +78,8 @@ def save(
     """Write a derived network in several formats, and a descriptor; return each format's file.
 
     Every file is loaded back and run beside the network on images of three sizes, 48x48, 64x40 and 127x93
-    (or the next that it takes): the outputs must be equal within 1e-5. Up to three images are tried of a
+    (or the next that it takes; about half of that where attention goes over all pixels, whose time and
+    memory grow with their square): the outputs must be equal within 1e-5. Up to three images are tried of a
     size, because the gates of ACLA's keys are open or closed, and one that is on the threshold but for
     rounding falls either way, with all that it changes. If each of the three has such pixels, up to 1 % of
     them are left out, and their share is told.
@@ -162,7 +164,12 @@ def _compare(network: nn.Module, loaded: nn.Module, descriptor: Descriptor, path
     generator = torch.Generator().manual_seed(0)
     has_gates = any(isinstance(module, ACLA) and module.adaptive for module in network.modules())
     largest, most_undecided = 0.0, 0.0
-    for size in _SIZES:
+    linear = all(
+        isinstance(m, (ACLA, SqueezeExcitation, Combined))
+        for m in network.modules()
+        if isinstance(m, Attention)
+    )
+    for size in _SIZES if linear else _SMALL_SIZES:
         height, width = descriptor.valid_size(*size)
         draws = []
         for _ in range(_DRAWS):
