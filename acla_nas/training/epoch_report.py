@@ -82,7 +82,7 @@ class EpochReport(pl.Callback):
     def _score(self, pl_module: pl.LightningModule) -> dict[str, float]:
         scored = {}
         if self.validation:
-            network, device = _network(pl_module), pl_module.device
+            network, device = network_of(pl_module), pl_module.device
             scored["val_psnr"] = evaluate(network, self.task, self.validation, device=device).psnr
         return {**scored, "seconds": round(time.monotonic() - self._start, 1)}
 
@@ -94,7 +94,7 @@ class EpochReport(pl.Callback):
             writer.writerows(self.history)
 
 
-def _network(module: pl.LightningModule) -> Any:
+def network_of(module: pl.LightningModule) -> Any:
     """Return the network in a Lightning module of ours, or in one that NNI has wrapped it in."""
     inner = getattr(module, "training_module", module)
     assert isinstance(inner, LightningModule)

@@ -16,6 +16,7 @@ from acla_nas.nni_nas import DataLoader, Lightning, Trainer
 from acla_nas.tasks import Task
 from acla_nas.training.checkpoint import StopWhenAsked
 from acla_nas.training.epoch_report import EpochReport
+from acla_nas.training.pictures import TrainingPictures
 from acla_nas.training.processes import check_processes
 from acla_nas.training.restoration import RestorationModule
 
@@ -93,6 +94,7 @@ def make_evaluator(
     run_dir = None if run_dir is None else Path(run_dir)
     csv_path = None if run_dir is None else run_dir / "metrics.csv"
     report = EpochReport(task, validation_set.paths, csv_path=csv_path, show=progress)
+    pictures = [] if run_dir is None else [TrainingPictures(task, validation_set.paths, report)]
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=device,
@@ -100,7 +102,7 @@ def make_evaluator(
         num_nodes=nodes,
         # A step runs the modules that are switched on: the others' weights have no gradient in it.
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
-        callbacks=[StopWhenAsked(), _NextPatches([train_set, validation_set]), report],
+        callbacks=[StopWhenAsked(), _NextPatches([train_set, validation_set]), report, *pictures],
         logger=_logger(run_dir),
         enable_checkpointing=False,
         enable_progress_bar=False,
