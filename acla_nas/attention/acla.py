@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acla_nas.attention.acla_inference import infer, is_supported
 from acla_nas.attention.attention import Attention, Feature, projection
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
@@ -117,6 +118,9 @@ class ACLA(Attention):
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Attention.forward`."""
+        plain = not (reference_gates or self.training or _OPEN_SHARES.get() is not None)
+        if plain and key_gates is None and is_supported(query, references.values()):
+            return infer(self, query, dict(references))
         keys = self._weigh(query, references, reference_gates, key_gates)
         sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
         return self.out(sums[0] + sums[1] if len(sums) > 1 else sums[0])

@@ -260,6 +260,24 @@ def ops(runs: int, as_json: bool) -> None:
     run_ops(runs, as_json)
 
 
+@bench.command()
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each network.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def infer(device: str, runs: int, as_json: bool) -> None:
+    """Measure inference: EDSR with ACLA at five positions beside the bare network.
+
+    \b
+      acla-nas bench infer
+      acla-nas bench infer --json > infer.json
+
+    The networks take turns, and times are medians. What is counted is in docs/performance.md.
+    """
+    from acla_nas.cli.bench import run_infer
+
+    run_infer(device, runs, as_json)
+
+
 @bench.command(name="strategies")
 @_takes_config
 @click.option("--other", "others", multiple=True, default=("random", "nsga2"), show_default=True)

@@ -13,19 +13,10 @@ from acla_nas.config import load_config
 
 def run_table(number: int, as_json: bool, device: str, runs: int) -> None:
     """Print a table of the paper's with our figures."""
-    import torch
-
     from acla_nas.bench.tables import size_table, time_table
-    from acla_nas.errors import AclaError
 
-    table: Any
-    if number == 12:
-        available = torch.cuda.is_available()
-        if device == "cuda" and not available:
-            raise AclaError("--device cuda, but PyTorch sees no GPU: use cpu, or check CUDA_VISIBLE_DEVICES")
-        table = time_table(device="cuda" if available and device != "cpu" else "cpu", runs=runs)
-    else:
-        table = size_table(number)
+    timed = number == 12
+    table: Any = time_table(device=_present_device(device), runs=runs) if timed else size_table(number)
     click.echo(json.dumps(table.as_dict(), indent=2) if as_json else table.text())
 
 
@@ -49,6 +40,14 @@ def run_ops(runs: int, as_json: bool) -> None:
     from acla_nas.bench.ops import check_ops
 
     check = check_ops(runs=runs)
+    click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
+
+
+def run_infer(device: str, runs: int, as_json: bool) -> None:
+    """Print the times of networks with and without attention."""
+    from acla_nas.bench.infer import check_inference
+
+    check = check_inference(device=_present_device(device), runs=runs)
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
@@ -97,3 +96,15 @@ def run_strategies(
         positions = shown_positions(row.positions)
         click.echo(f"{row.strategy}, seed {row.seed}: positions {positions}, {row.psnr:.3f} dB")
     click.echo(f"\n{strategies_table(rows)}")
+
+
+def _present_device(device: str) -> str:
+    """Return "cpu" or "cuda" for what was asked for, which may be "auto"."""
+    import torch
+
+    from acla_nas.errors import AclaError
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise AclaError("--device cuda, but PyTorch sees no GPU: use cpu, or check CUDA_VISIBLE_DEVICES")
+    return "cuda" if available and device != "cpu" else "cpu"

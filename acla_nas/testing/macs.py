@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(module: Callable[..., Any], *inputs: Any, **kwargs: Any) -> int:
-    """Run a module, or any callable, without gradients and return the multiply-accumulates it executes.
+    """Run a module, or any callable, as a training does and return the multiply-accumulates of its forward.
 
     Counted are convolutions, matrix products and attention, as PyTorch's own counter does, and besides
     them weighted row sums (``embedding_bag``) and bilinear reads (``grid_sample``): four a value. Products
@@ -23,8 +23,9 @@ def count_macs(module: Callable[..., Any], *inputs: Any, **kwargs: Any) -> int:
         21600
     """
     gathers, flops = _CountGathers(), FlopCounterMode(display=False)
-    # The fused kernels of attention are not all known to PyTorch's counter; the plain form is.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), gathers, flops:
+    # The fused kernels of attention are not all known to PyTorch's counter; the plain form is. Without
+    # gradients a module may multiply matrices of weights first, as ACLA does, and execute less.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), gathers, flops:
         module(*inputs, **kwargs)
     return gathers.macs + flops.get_total_flops() // 2
 

@@ -1,0 +1,168 @@
+"""infer: how much longer a network takes with ACLA than without, where nothing is trained."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from acla_nas.bench.counts import INPUT_SHAPE, backbone_macs, inserted_macs
+from acla_nas.bench.ops import ratio
+from acla_nas.bench.paper_tables import EDSR_POSITIONS
+from acla_nas.bench.positions import even_positions
+from acla_nas.cost.timing import Timing, device_name, time_in_turns
+from acla_nas.network import CrossLayerNetwork, trace_features
+from acla_nas.search_spaces.edsr import EDSR
+
+_FORMATS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+_GATES = {"all open": 50.0, "half closed": 0.0}  # what is added to random mask logits
+
+
+@dataclass(frozen=True)
+class Case:
+    """An EDSR at scale 2 and where ACLA is inserted in it.
+
+    Attributes:
+        num_blocks: of the backbone.
+        num_channels: of its features.
+        positions: 1-based.
+    """
+
+    num_blocks: int
+    num_channels: int
+    positions: tuple[int, ...]
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the bare backbone, and by the state of their key gates, networks with ACLA.
+
+        Offsets and logits are random, so that keys are read between pixels and off their first places.
+        """
+        torch.manual_seed(0)
+        backbone = EDSR(2, self.num_blocks, self.num_channels)
+        paths = {j: f"body.{j - 1}" for j in self.positions}
+        networks: dict[str, nn.Module] = {"bare": backbone}
+        for name, bias in _GATES.items():
+            own = EDSR(2, self.num_blocks, self.num_channels)
+            own.load_state_dict(backbone.state_dict())
+            network = CrossLayerNetwork.dense(own, paths, "acla", gate_bias=bias, zero_masks=False)
+            for module in network.attention.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.normal_(module.weight, std=0.1 / self.num_channels**0.5)
+            networks[name] = network
+        return networks
+
+
+CASES = (Case(32, 256, EDSR_POSITIONS), Case(16, 64, even_positions(5, of=16)))
+
+
+@dataclass(frozen=True)
+class InferRow:
+    """A network and its bare backbone, their weights in one memory format.
+
+    Attributes:
+        case: which network.
+        memory_format: "channels first" or "channels last".
+        bare: time of the backbone.
+        times: state of the key gates -> time with ACLA.
+        floor: the ratio if a multiply-accumulate of the modules took as long as one of the backbone, and all
+            else nothing; H is multiplied into the G_l.
+    """
+
+    case: Case
+    memory_format: str
+    bare: Timing
+    times: dict[str, Timing]
+    floor: float
+
+
+@dataclass(frozen=True)
+class InferCheck:
+    """Inference of one image of `input_shape` on the machine at hand."""
+
+    device: str
+    threads: int
+    input_shape: tuple[int, ...]
+    rows: tuple[InferRow, ...]
+
+    def text(self) -> str:
+        """Return the check as plain text."""
+        size = "x".join(map(str, self.input_shape))
+        lines = [
+            f"one {size} image on {self.device}, {self.threads} threads; medians in ms, times bare",
+            f"{'EDSR':<9}{'positions':<20}{'weights':<15}{'bare':>16}"
+            + "".join(f"{name:>26}" for name in _GATES)
+            + f"{'floor':>8}",
+        ]
+        for row in self.rows:
+            name = f"{row.case.num_blocks}x{row.case.num_channels}"
+            positions = ", ".join(map(str, row.case.positions))
+            line = f"{name:<9}{positions:<20}{row.memory_format:<15}"
+            line += f"{row.bare.median_ms:>9.1f} ± {row.bare.error_ms:<4.1f}"
+            for time in row.times.values():
+                quotient, off = ratio(time, row.bare)
+                line += f"{time.median_ms:>11.1f}: {quotient:.3f}x ± {off:.3f}"
+            lines.append(f"{line}{row.floor:>8.3f}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON knows."""
+        rows = []
+        for row in self.rows:
+            times = {}
+            for name, time in row.times.items():
+                quotient, off = ratio(time, row.bare)
+                times[name] = {**time._asdict(), "ratio": quotient, "ratio_error": off}
+            rows.append({**asdict(row), "bare": row.bare._asdict(), "times": times})
+        return {**asdict(self), "rows": rows}
+
+
+def check_inference(
+    *,
+    device: str = "cpu",
+    runs: int = 15,
+    cases: Sequence[Case] = CASES,
+    input_shape: tuple[int, int, int] = INPUT_SHAPE,
+) -> InferCheck:
+    """Measure networks with ACLA beside their bare backbones.
+
+    Args:
+        device: "cpu" or "cuda".
+        runs: of each network at most, see :func:`acla_nas.cost.timing.time_in_turns`.
+        cases: the networks.
+        input_shape: (C, H, W) of the one image.
+
+    Example:
+        >>> check = check_inference(runs=7, cases=[Case(2, 8, (1, 2))], input_shape=(3, 12, 12))
+        >>> [row.memory_format for row in check.rows]
+        ['channels first', 'channels last']
+    """
+    rows = [row for case in cases for row in _rows(case, torch.device(device), runs, input_shape)]
+    threads = torch.get_num_threads()
+    return InferCheck(device_name(torch.device(device)), threads, tuple(input_shape), tuple(rows))
+
+
+def _rows(case: Case, device: torch.device, runs: int, input_shape: tuple[int, int, int]) -> list[InferRow]:
+    networks = case.networks()
+    floor = _floor(networks["all open"], input_shape)
+    rows = []
+    for name, memory_format in _FORMATS.items():
+        image = torch.rand(1, *input_shape, device=device).to(memory_format=memory_format)
+        calls = {}
+        for state, network in networks.items():
+            network.to(device, memory_format=memory_format).eval()  # type: ignore[call-overload]
+            calls[state] = functools.partial(network, image)
+        times = time_in_turns(calls, device, runs)
+        rows.append(InferRow(case, name, times.pop("bare"), times, floor))
+    return rows
+
+
+def _floor(network: nn.Module, input_shape: tuple[int, int, int]) -> float:
+    assert isinstance(network, CrossLayerNetwork)
+    features = trace_features(network.backbone, network.paths, input_shape)
+    products = sum(feature.pixels * feature.channels**2 for feature in features.values())  # with H
+    bare = backbone_macs(network.backbone, input_shape)
+    return 1 + (inserted_macs(network, input_shape) - products) / bare

@@ -1,0 +1,89 @@
+"""The form that a derived network runs without gradients, against the equations written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_acla import OPTIONS, literal, make, option_name
+
+from acla_nas.attention import acla_inference
+from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.acla_inference import infer, is_supported
+
+
+def features(references):
+    return {name: x.detach() for name, x in references.items()}
+
+
+@pytest.mark.parametrize("entries", [1 << 17, 200])
+@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
+def test_equals_the_literal_equations(options, entries, monkeypatch):
+    monkeypatch.setattr(acla_inference, "_STRIP_ENTRIES", entries)  # 200: strips of a few pixels
+    module, query, references = make(**options)
+    expected = literal(module, query, references).detach()
+    with torch.no_grad():
+        actual = infer(module, query, features(references))
+    assert expected.abs().max() > 1e-2
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_keys_far_outside_the_image_count_0():
+    module, query, references = make()
+    with torch.no_grad():
+        for layer in module.references.values():
+            layer.offset.weight.mul_(20)
+        expected = literal(module, query, references)
+        assert ((expected - literal(module, query.roll(1, 3), references)).abs() > 1e-3).any()
+        torch.testing.assert_close(infer(module, query, features(references)), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_masks_that_are_all_open_need_not_be_read():
+    module, query, references = make(gate_bias=50.0)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            infer(module, query, features(references)),
+            literal(module, query, references),
+            rtol=1e-10,
+            atol=1e-10,
+        )
+
+
+def test_channels_last_features_give_the_same():
+    module, query, references = make()
+    last = {n: x.to(memory_format=torch.channels_last) for n, x in features(references).items()}
+    with torch.no_grad():
+        actual = infer(module, last["6"], last)
+        torch.testing.assert_close(actual, infer(module, query, features(references)), rtol=1e-12, atol=1e-12)
+
+
+def test_forward_uses_it_where_it_may(monkeypatch):
+    module, query, references = make()
+    calls = []
+    monkeypatch.setattr("acla_nas.attention.acla.infer", lambda *args: calls.append(1) or infer(*args))
+    with torch.no_grad():
+        module(query, references)
+        assert len(calls) == 1
+        with open_key_shares() as shares:
+            module(query, references)
+        module(query, references, {"2": torch.ones(())})
+        module.train()(query, references)
+    module.eval()(query, references)
+    assert len(calls) == 1 and len(shares) == 1
+
+
+def test_weights_that_are_changed_in_whatever_way_are_seen():
+    module, query, references = make()
+    with torch.no_grad():
+        before = module(query, references)
+        module.out.weight.data.mul_(2)
+        torch.testing.assert_close(module(query, references), 2 * before, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(1, 5), (5, 1)])
+def test_images_of_one_line_take_the_general_form(size):
+    module, query, references = make(size=size)
+    with torch.no_grad():
+        assert not is_supported(query, references.values())
+        torch.testing.assert_close(
+            module(query, references), literal(module, query, references), rtol=1e-10, atol=1e-10
+        )
