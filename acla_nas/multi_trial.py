@@ -26,6 +26,7 @@ from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.exporter import copied_weights, save_weights
 from acla_nas.interruption import stop_if_asked
+from acla_nas.live import LiveDisplay
 from acla_nas.proposals import Decisions, Proposals, counts
 from acla_nas.run_record import say
 from acla_nas.study_storage import FILE, open_storage, quiet_optuna
@@ -137,7 +138,7 @@ class MultiTrial(ABC):
                 holds an unfinished search, that goes on. Memory where None.
             limit: what a candidate may cost; a proposal above it loses modules at random.
             time_limit: minutes after which no further trial is begun; none where None.
-            show: print a line per trial.
+            show: print a line per trial, and in a terminal show how far the search is.
 
         Raises:
             AclaError: the storage cannot be opened or holds another search; the cost cannot be measured;
@@ -193,6 +194,7 @@ class _Search:
         self._best_weights: tuple[str, dict[str, Tensor]] | None = None
         self._failures = self._scored = self._number = 0
         self._begun = time.monotonic()
+        self._display: LiveDisplay | None = None
 
     def _create_study(self, storage: BaseStorage) -> optuna.Study:
         return optuna.create_study(
@@ -237,12 +239,17 @@ class _Search:
         if self.show and done:
             say(f"going on after {done} of {self.trials} trials")
         end = math.inf if time_limit is None else time.monotonic() + 60 * time_limit
-        while self._wait_for_turn(end):
-            try:
-                self.study.optimize(self._objective, n_trials=1, catch=(_NotScored,))
-            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-                if not self._taken_for_dead():
-                    raise
+        self._display = LiveDisplay("trial", self.trials, done=done) if self.show else None
+        try:
+            while self._wait_for_turn(end):
+                try:
+                    self.study.optimize(self._objective, n_trials=1, catch=(_NotScored,))
+                except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                    if not self._taken_for_dead():
+                        raise
+        finally:
+            if self._display is not None:
+                self._display.close()
         return self._result()
 
     def _taken_for_dead(self) -> bool:
@@ -391,6 +398,9 @@ class _Search:
         best = self._best(before)
         leads = best is None or self._value(quality, cost) > self._value_of(best)
         so_far = params if best is None or leads else best.params
+        if self._display is not None:
+            top = {"quality": quality, "cost": cost} if best is None or leads else best.user_attrs
+            self._display.update(index, f"best {top['quality']:.2f} at {top['cost']:.3g} {self.cost.unit}")
         each = (time.monotonic() - self._begun) / max(1, self._scored)
         say(
             f"trial {index}/{self.trials}  {_shown(self.decisions.sample(params))}  quality {quality:.2f}  "

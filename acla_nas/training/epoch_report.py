@@ -47,6 +47,12 @@ class EpochReport(pl.Callback):
         self.history: list[dict[str, Any]] = []
         self._start = 0.0
 
+    def figures(self) -> str:
+        """Return the newest figures in a few words; nothing before the first epoch has ended."""
+        row = self.history[-1] if self.history else {}
+        shown = {"val_psnr": "PSNR {:.2f} dB", "cost": "cost {:.3g}", "open": "{:.0f} open gates"}
+        return "  ".join(text.format(row[name]) for name, text in shown.items() if name in row)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for the report to go on."""
         return {"history": self.history}

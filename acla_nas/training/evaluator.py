@@ -16,6 +16,7 @@ from acla_nas.nni_nas import DataLoader, Lightning, Trainer
 from acla_nas.tasks import Task
 from acla_nas.training.checkpoint import StopWhenAsked
 from acla_nas.training.epoch_report import EpochReport
+from acla_nas.training.live_epochs import LiveEpochs
 from acla_nas.training.pictures import TrainingPictures
 from acla_nas.training.processes import check_processes
 from acla_nas.training.restoration import RestorationModule
@@ -66,7 +67,7 @@ def make_evaluator(
             no more than the order of sums, unless something is drawn for each patch, as by noisy key gates
             and dropout, or batches are normalised.
         nodes: machines; with more than one, torchrun starts the program on each, see docs/scaling.md.
-        progress: print a line per epoch.
+        progress: print a line per epoch, and in a terminal show how far the training is.
         recipe: options of :class:`RestorationModule`: learning_rate, loss, schedule, ..
 
     Raises:
@@ -94,7 +95,9 @@ def make_evaluator(
     run_dir = None if run_dir is None else Path(run_dir)
     csv_path = None if run_dir is None else run_dir / "metrics.csv"
     report = EpochReport(task, validation_set.paths, csv_path=csv_path, show=progress)
-    pictures = [] if run_dir is None else [TrainingPictures(task, validation_set.paths, report)]
+    watching: list[pl.Callback] = [LiveEpochs(report)] if progress else []
+    if run_dir is not None:
+        watching.append(TrainingPictures(task, validation_set.paths, report))
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=device,
@@ -102,7 +105,7 @@ def make_evaluator(
         num_nodes=nodes,
         # A step runs the modules that are switched on: the others' weights have no gradient in it.
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
-        callbacks=[StopWhenAsked(), _NextPatches([train_set, validation_set]), report, *pictures],
+        callbacks=[StopWhenAsked(), _NextPatches([train_set, validation_set]), report, *watching],
         logger=_logger(run_dir),
         enable_checkpointing=False,
         enable_progress_bar=False,
