@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from acla_nas.arch import Arch
     from acla_nas.exporter import export
     from acla_nas.network import CrossLayerNetwork
+    from acla_nas.restorer import Restorer, restore
     from acla_nas.searcher import SearchResult, search
     from acla_nas.space import CrossLayerSpace
 
@@ -22,9 +23,11 @@ __all__ = [
     "Arch",
     "CrossLayerNetwork",
     "CrossLayerSpace",
+    "Restorer",
     "SearchResult",
     "__version__",
     "export",
+    "restore",
     "search",
 ]
 
@@ -33,7 +36,9 @@ _OBJECTS = {
     "CrossLayerNetwork": "acla_nas.network",
     "CrossLayerSpace": "acla_nas.space",
     "SearchResult": "acla_nas.searcher",
+    "Restorer": "acla_nas.restorer",
     "export": "acla_nas.exporter",
+    "restore": "acla_nas.restorer",
     "search": "acla_nas.searcher",
 }
 _MODULES = {

@@ -22,12 +22,12 @@ from acla_nas.data import list_images, load_image, split_fold
 from acla_nas.durable import write_text
 from acla_nas.errors import AclaError
 from acla_nas.evaluation import Evaluation, evaluate
-from acla_nas.exporter import export, save_model, save_weights
+from acla_nas.exporter import export, load_model, save_model, save_weights
 from acla_nas.formats import Saved, save
 from acla_nas.interruption import stoppable
 from acla_nas.lock import locked
 from acla_nas.multi_trial import MultiTrial
-from acla_nas.network import CrossLayerNetwork, backbone_only
+from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, nni
 from acla_nas.run_record import recorded, say
 from acla_nas.searcher import SearchResult, Strategy, search
@@ -253,19 +253,6 @@ def _training_of(folder: str | Path) -> dict[str, Any]:
     recipe = config.search if is_search else config.train
     data = config.data.model_dump(include={"train", "fold", "patch_size", "batch_size"})
     return {"by": "search" if is_search else "training", **data, **recipe.model_dump(), "seed": config.seed}
-
-
-def load_model(folder: str | Path) -> CrossLayerNetwork:
-    """Return the network in a run folder, with its weights.
-
-    Raises:
-        AclaError: the folder has no arch.json or weights.safetensors, or they do not fit.
-    """
-    folder = Path(folder)
-    for name in ("arch.json", "weights.safetensors"):
-        if not (folder / name).is_file():
-            raise AclaError(f"model {folder} has no {name}; give the run folder of a search or a training")
-    return export(folder / "arch.json", weights=folder / "weights.safetensors")
 
 
 def import_named(config: Config) -> None:

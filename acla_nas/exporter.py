@@ -124,6 +124,19 @@ def read_weights(weights: Weights) -> Mapping[str, Tensor]:
         raise AclaError(f"cannot read weights {weights}: {error}; give a .safetensors file") from None
 
 
+def load_model(folder: str | Path) -> CrossLayerNetwork:
+    """Return the network in a run folder, with its weights.
+
+    Raises:
+        AclaError: the folder has no arch.json or weights.safetensors, or they do not fit.
+    """
+    folder = Path(folder)
+    for name in ("arch.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise AclaError(f"model {folder} has no {name}; give the run folder of a search or a training")
+    return export(folder / "arch.json", weights=folder / "weights.safetensors")
+
+
 def save_model(arch: Arch, weights: Mapping[str, Tensor], folder: str | Path) -> Path:
     """Write arch.json and weights.safetensors, which :func:`export` reads, into a folder and return it."""
     folder = Path(folder)

@@ -165,6 +165,49 @@ def export(config: str, overrides: tuple[str, ...], formats: tuple[str, ...], as
     run(config, overrides, formats, as_json)
 
 
+@cli.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option("--tile", type=click.IntRange(1), help="Side of a tile without its overlap; 256 by default.")
+@click.option("--self-ensemble", is_flag=True, help="Average over 8 flips and turns: better, 8 times slower.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--existing",
+    type=click.Choice(["fail", "skip", "replace"]),
+    default="fail",
+    show_default=True,
+    help="Files that are there already.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: files, overlap and what it guarantees.")
+def restore(
+    model: str,
+    source: str,
+    target: str,
+    tile: int | None,
+    self_ensemble: bool,
+    device: str,
+    existing: str,
+    as_json: bool,
+) -> None:
+    """Restore an image, or all images of a folder, of any size.
+
+    MODEL is a run folder, or a file that `export` wrote. IN is an image or a folder; OUT a file, or a folder.
+
+    \b
+      acla-nas restore runs/derived photo.jpg photo_x2.png
+      acla-nas restore runs/derived/export/model.onnx photos/ restored/ --existing skip
+      acla-nas restore runs/derived photo.jpg photo_x2.png --self-ensemble --tile 512
+
+    Large images are restored in tiles, which overlap as far as the network looks; the command says how far
+    that is, and whether the result is what the whole image in one piece would give. Transparency, 16 bits,
+    grey, orientation, EXIF data and colour profiles are kept.
+    """
+    from acla_nas.cli.restore import run
+
+    run(model, source, target, tile, self_ensemble, device, existing, as_json)
+
+
 @cli.group()
 def bench() -> None:
     """Compare: with the paper's tables, and variants of attention with one another."""
