@@ -64,7 +64,10 @@ class Data(_Section):
 
 
 class SearchRecipe(_Section):
-    """How weights are trained while searching; the strategy says for how many epochs."""
+    """How weights are trained while searching; the strategy says for how many epochs.
+
+    See :func:`acla_nas.training.make_evaluator` for what its keys mean.
+    """
 
     steps_per_epoch: int = Field(1000, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
@@ -73,6 +76,7 @@ class SearchRecipe(_Section):
     halve_every: int = Field(200, ge=1)
     gradient_clip: float = Field(0.0, ge=0)
     key_cost: float = Field(0.0, ge=0)
+    nonfinite: Literal["stop", "skip"] = "stop"
 
 
 class TrainRecipe(SearchRecipe):

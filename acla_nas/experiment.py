@@ -28,7 +28,7 @@ from acla_nas.interruption import stoppable
 from acla_nas.lock import locked
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
-from acla_nas.nni_nas import Lightning, nni
+from acla_nas.nni_nas import Lightning, tell_nni
 from acla_nas.run_record import recorded, say
 from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
@@ -40,6 +40,12 @@ from acla_nas.training.processes import from_main, is_main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+# Keys that may be others when an unfinished run goes on.
+_FREE: dict[str, Any] = {
+    **dict.fromkeys(("run", "device", "devices", "nodes", "models", "time_limit", "budget", "compare"), True),
+    **{section: {"nonfinite"} for section in ("search", "train")},
+}
 
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
@@ -99,12 +105,13 @@ def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: Se
     """Write what a search found into its run folder, and report it to NNI."""
     folder = result.save(config.run)
     network = export(result.arch, weights=result.weights)
+    val_psnr = _final_psnr(config, task, network, result)
     summary = {
         "positions": list(result.arch.positions),
         "num_positions": result.num_positions,
         "cost": result.arch.cost,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "val_psnr": _final_psnr(config, task, network, result),
+        "val_psnr": val_psnr,
         "strategy": config.strategy.model_dump(),
     }
     if result.candidates:
@@ -115,8 +122,7 @@ def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: Se
             folder / "supernet.safetensors",
         )
     _write_json(summary, folder / "summary.json")
-    if nni.get_current_parameter() is not None:
-        nni.report_final_result(summary["val_psnr"])
+    tell_nni(val_psnr, final=True)
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
@@ -188,8 +194,7 @@ def run_training(config: Config) -> Evaluation:
         history = train(network, evaluator, checkpoint=checkpoint, keep_checkpoint=True, seed=config.seed)
         if is_main():
             save_model(arch, network.state_dict(), folder)
-            if nni.get_current_parameter() is not None:
-                nni.report_final_result(history[-1]["val_psnr"])
+            tell_nni(history[-1]["val_psnr"], final=True)
         scores = from_main(lambda: evaluate(network, task, paths, device=device))
         if is_main():
             _write_json(scores.as_dict(), folder / "scores.json")
@@ -389,9 +394,8 @@ def _check_unfinished(config: Config, checkpoint: Path) -> None:
     path = checkpoint.with_name("config.yml")
     if not (path.exists() and (checkpoint.exists() or previous(checkpoint).exists())):
         return
-    then, now = load_config(str(path)).model_dump(), config.model_dump()
-    free = {"run", "device", "devices", "nodes", "models", "time_limit", "budget", "compare"}
-    different = sorted(key for key in now if key not in free and then[key] != now[key])
+    then, now = (c.model_dump(exclude=_FREE) for c in (load_config(str(path)), config))
+    different = sorted(key for key in now if then[key] != now[key])
     if different:
         files = f"{checkpoint.name} and {previous(checkpoint).name}"
         raise AclaError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+from acla_nas.errors import AclaWarning
+
 with warnings.catch_warnings():
     # NNI 3.0 lists torch.nn and warns of every class there that it does not know.
     warnings.simplefilter("ignore")
@@ -20,6 +22,25 @@ with warnings.catch_warnings():
     from nni.nas.space import RawFormatModelSpace
 
 OneShotStrategy = nni_one_shot.OneShotStrategy
+
+
+def tell_nni(score: float, *, final: bool = False) -> None:
+    """Report a score, in a trial of an NNI experiment and only there.
+
+    Where NNI's manager has died the trial goes on, and warns: its results are in its run folder too.
+    """
+    if nni.get_current_parameter() is None:
+        return
+    try:
+        (nni.report_final_result if final else nni.report_intermediate_result)(score)
+    except Exception as error:  # whatever the channel to the manager raises
+        warnings.warn(
+            f"the score {score:.2f} does not reach NNI's manager ({type(error).__name__}): the trial goes "
+            "on, and its run folder has the results",
+            AclaWarning,
+            stacklevel=2,
+        )
+
 
 __all__ = [
     "BaseOneShotLightningModule",
@@ -37,6 +58,7 @@ __all__ = [
     "label_scope",
     "nni",
     "nni_one_shot",
+    "tell_nni",
 ]
 
 # Told at every fit, and no concern of the user's: our loaders and loggers are as we mean them to be.

@@ -25,6 +25,7 @@ from acla_nas.nni_nas import (
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
 from acla_nas.training.evaluator import epoch_history
+from acla_nas.training.faults import told_in_one_line
 from acla_nas.training.processes import from_main, share_buffers
 
 
@@ -98,7 +99,8 @@ def run_one_shot(
         callbacks.append(Checkpoint(checkpoint))
         evaluator.fit_kwargs.update(resume_from(checkpoint))
 
-    strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
+    with told_in_one_line(evaluator.trainer):
+        strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
 
     share_buffers(space)
     run = from_main(lambda: _derive(space, strategy, evaluator, limit))

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_experiment import tiny
 
 from acla_nas import experiment
 from acla_nas.cli import main
 from acla_nas.interruption import Stopped, asked, stop_if_asked, stoppable
 from acla_nas.training.restoration import RestorationModule
-from tests.test_experiment import tiny
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

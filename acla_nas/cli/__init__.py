@@ -29,6 +29,9 @@ def main() -> None:
         except AclaError as error:
             _say("error", error)
             raise SystemExit(2) from None
+        except OSError as error:  # a full disk, a folder that is gone, ..: not of our making
+            _say("error", f"{error.filename or 'the system'}: {error.strerror or error}")
+            raise SystemExit(2) from None
         except click.ClickException as error:
             error.show()
             raise SystemExit(2) from None

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from acla_nas.durable import replacing
 from acla_nas.evaluation import evaluate
-from acla_nas.nni_nas import LightningModule, nni
+from acla_nas.nni_nas import LightningModule, tell_nni
 from acla_nas.run_record import say
 from acla_nas.tasks import Task
 from acla_nas.training.processes import from_main, is_main
@@ -80,8 +80,8 @@ class EpochReport(pl.Callback):
             return
         if self.csv_path is not None:
             self._write_csv(self.csv_path)
-        if self.validation and nni.get_current_parameter() is not None:
-            nni.report_intermediate_result(row["val_psnr"])
+        if self.validation:
+            tell_nni(row["val_psnr"])
         if self.show:
             say(f"epoch {row['epoch']}/{trainer.max_epochs}  {_format(row)}")
 

@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from acla_nas.data import PatchDataset, list_images, split_fold
-from acla_nas.errors import AclaError
+from acla_nas.errors import AclaError, unknown_name
 from acla_nas.nni_nas import DataLoader, Lightning, Trainer
 from acla_nas.tasks import Task
 from acla_nas.training.checkpoint import StopWhenAsked
 from acla_nas.training.epoch_report import EpochReport
+from acla_nas.training.faults import FiniteSteps
 from acla_nas.training.live_epochs import LiveEpochs
 from acla_nas.training.pictures import TrainingPictures
 from acla_nas.training.processes import check_processes
@@ -40,6 +41,7 @@ def make_evaluator(
     devices: int = 1,
     nodes: int = 1,
     progress: bool = True,
+    nonfinite: str = "stop",
     **recipe: Any,
 ) -> Lightning:
     """Return an evaluator: patches of the training images, the same of the validation images, a trainer.
@@ -68,6 +70,8 @@ def make_evaluator(
             and dropout, or batches are normalised.
         nodes: machines; with more than one, torchrun starts the program on each, see docs/scaling.md.
         progress: print a line per epoch, and in a terminal show how far the training is.
+        nonfinite: what a loss or gradient that is NaN or infinite does: "stop" the training, or "skip" the
+            step, see :class:`acla_nas.training.faults.FiniteSteps`.
         recipe: options of :class:`RestorationModule`: learning_rate, loss, schedule, ..
 
     Raises:
@@ -77,6 +81,8 @@ def make_evaluator(
     for name, value in (("steps_per_epoch", steps_per_epoch), ("batch_size", batch_size), ("epochs", epochs)):
         if value < 1:
             raise AclaError(f"{name} must be at least 1, not {value}")
+    if nonfinite not in ("stop", "skip"):
+        raise unknown_name("nonfinite", nonfinite, ["stop", "skip"])
     processes = devices * nodes
 
     train_paths = list_images(train, "train")
@@ -105,7 +111,13 @@ def make_evaluator(
         num_nodes=nodes,
         # A step runs the modules that are switched on: the others' weights have no gradient in it.
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
-        callbacks=[StopWhenAsked(), _NextPatches([train_set, validation_set]), report, *watching],
+        callbacks=[
+            StopWhenAsked(),
+            _NextPatches([train_set, validation_set]),
+            FiniteSteps(skip=nonfinite == "skip", batch_size=batch_size),
+            report,
+            *watching,
+        ],
         logger=_logger(run_dir),
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -10,6 +10,7 @@ from torch import nn
 from acla_nas.nni_nas import Lightning
 from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
 from acla_nas.training.evaluator import epoch_history
+from acla_nas.training.faults import told_in_one_line
 from acla_nas.training.processes import share_buffers
 
 
@@ -45,7 +46,8 @@ def train(
         callbacks.append(Checkpoint(path))
     resume = {} if path is None else resume_from(path)
     evaluator.module.set_model(network)
-    evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders, **resume)
+    with told_in_one_line(evaluator.trainer):
+        evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders, **resume)
     share_buffers(network)
     if path is not None and not keep_checkpoint:
         forget(path)
