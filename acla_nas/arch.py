@@ -73,6 +73,12 @@ class Arch(BaseModel):
             check_layout(layout)
         return self
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the network as a diagram."""
+        from acla_nas.diagram import arch_html
+
+        return arch_html(self)
+
     @classmethod
     def from_sample(cls, space: CrossLayerSpace, sample: dict[str, Any]) -> Arch:
         """Return the architecture that a sample of a space decides."""

@@ -80,11 +80,25 @@ def describe_arch(arch: Arch, num_positions: int | None = None) -> str:
     return f"{backbone} with {arch.attention['name']} of {arch.attention['num_keys']} keys at {where}"
 
 
-def arch_html(arch: Arch, num_positions: int | None = None) -> str:
-    """Return the diagram with a line of words below it, for a notebook."""
-    cost = "".join(f"; {value:,.10g} {unit}" for unit, value in arch.cost.items())
-    words = escape(describe_arch(arch, num_positions) + cost)
-    return f"<figure>{arch_svg(arch, num_positions=num_positions)}<figcaption>{words}</figcaption></figure>"
+def arch_html(
+    arch: Arch,
+    *,
+    num_positions: int | None = None,
+    probabilities: Mapping[int, float] | None = None,
+    note: str = "",
+) -> str:
+    """Return the diagram with a line of words below it, for a notebook.
+
+    Args:
+        arch: as for :func:`arch_svg`, and so are the next two.
+        num_positions: likewise.
+        probabilities: likewise.
+        note: further words.
+    """
+    costs = [f"{value:,.10g} {unit}" for unit, value in arch.cost.items()]
+    words = escape("; ".join([describe_arch(arch, num_positions), *costs, *([note] if note else [])]))
+    svg = arch_svg(arch, num_positions=num_positions, probabilities=probabilities)
+    return f"<figure>{svg}<figcaption>{words}</figcaption></figure>"
 
 
 def _positions(positions: Sequence[int]) -> str:

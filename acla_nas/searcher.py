@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from acla_nas.arch import Arch
+from acla_nas.arch import Arch, shown_positions
 from acla_nas.budget import Budget
 from acla_nas.candidate import Candidate, pareto_front
 from acla_nas.errors import AclaError
@@ -48,6 +48,32 @@ class SearchResult:
     def front(self) -> tuple[Candidate, ...]:
         """The candidates that no other beats in both quality and cost, the cheapest first."""
         return pareto_front(self.candidates)
+
+    def text(self) -> str:
+        """Return what was found in two lines: the positions, and what their modules cost."""
+        found = self.arch
+        positions = f"positions: {shown_positions(found.positions)} of {self.num_positions}"
+        costs = ", ".join(f"{_number(value)} {unit}" for unit, value in found.cost.items())
+        return f"{positions}\ncost: {costs}"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the network as a diagram, cost and quality below it."""
+        from acla_nas.diagram import arch_html
+
+        return arch_html(
+            self.arch,
+            num_positions=self.num_positions or None,
+            probabilities=self.probabilities,
+            note=self._quality(),
+        )
+
+    def _quality(self) -> str:
+        """Return in words how good the last epoch was, or the best trial."""
+        if self.candidates:
+            found = (c for c in self.candidates if c.arch.positions == self.arch.positions)
+            return f"quality {max(c.quality for c in found):.2f}, {len(self.front)} on the front"
+        psnr = self.history[-1].get("val_psnr") if self.history else None
+        return f"{len(self.history)} epochs" + ("" if psnr is None else f", validation PSNR {psnr:.2f} dB")
 
     def save(self, folder: str | Path) -> Path:
         """Write arch.json and weights.safetensors into a folder and return it."""
@@ -143,6 +169,10 @@ def search(
         probabilities=run.probabilities,
         num_positions=len(space.positions),
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _found(arch: Arch, strategy: Strategy, cost: dict[str, float]) -> Arch:

@@ -8,6 +8,7 @@ import pytest
 
 import acla_nas
 from acla_nas.diagram import arch_html, arch_svg
+from acla_nas.strategies import Exhaustive, TwoStage
 
 
 def arch_of(count, inserted):
@@ -49,3 +50,21 @@ def test_words_are_escaped():
     arch = arch_of(2, (1,)).model_copy(update={"space": {"backbone": "<script>"}})
     assert "<script>" not in arch_html(arch) and "&lt;script&gt;" in arch_html(arch)
     ET.fromstring(arch_svg(arch))
+
+
+def test_what_a_notebook_shows(images):
+    arch = arch_of(2, (1,)).model_copy(update={"cost": {"MACs": 1234.0}})
+    shown = arch._repr_html_()
+    assert shown.startswith("<figure><svg") and "1,234 MACs</figcaption>" in shown
+    space = acla_nas.search_spaces.edsr(num_blocks=2, num_channels=4, num_keys=2)
+    task = acla_nas.tasks.SuperResolution(2)
+    sources = {"train": str(images), "validation": str(images)}
+    evaluator = acla_nas.training.make_evaluator(
+        task, **sources, steps_per_epoch=1, batch_size=2, patch_size=8, progress=False
+    )
+    result = acla_nas.search(space, TwoStage(epochs=(1, 1), initial_alpha=5.0), evaluator)
+    shown = result._repr_html_()
+    assert "positions 1, 2 of 2" in shown and "output" in shown and "probability of a module 0.99" in shown
+    assert f"2 epochs, validation PSNR {result.history[-1]['val_psnr']:.2f} dB</figcaption>" in shown
+    found = acla_nas.search(space, Exhaustive(), lambda network: float(len(network.positions)), show=False)
+    assert "quality 2.00, 3 on the front" in found._repr_html_()

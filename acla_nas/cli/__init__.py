@@ -93,27 +93,32 @@ def _takes_config(function: Callable[..., None]) -> Callable[..., None]:
 
 @_command
 @click.option("--budget", metavar="COST<=NUMBER", help="What the found modules may cost, such as macs<=2e9.")
-def search(config: str, overrides: tuple[str, ...], budget: str | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; the lines of the run go to stderr.")
+def search(config: str, overrides: tuple[str, ...], budget: str | None, dry_run: bool, as_json: bool) -> None:
     """Search for the insert positions; write arch.json and weights.
 
     \b
       acla-nas search examples/sr_edsr_search.yml run=runs/mine data.train=DIV2K/train
       acla-nas search examples/sr_edsr_search.yml --budget 'params<=20000'
+      acla-nas search examples/sr_edsr_search.yml --dry-run
       acla-nas search examples/sr_edsr_search.yml strategy.name=nsga2 strategy.trials=40 run=runs/front
 
     Another strategy.name leaves out the options that CONFIG has for its own. A search that was stopped goes
-    on when the command is given again.
+    on when the command is given again. --dry-run prints the resolved configuration, the positions, what
+    the architectures cost, and how much is to be done.
 
     As the trial command of an NNI experiment it takes the trial's parameters as further overrides, and
     reports the validation PSNR to NNI.
     """
     from acla_nas.cli.search import run
 
-    run(config, overrides, budget)
+    run(config, overrides, budget, dry_run, as_json)
 
 
 @_command
-def train(config: str, overrides: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; the lines of the run go to stderr.")
+def train(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Retrain a derived architecture, or the bare backbone, and score it.
 
     \b
@@ -122,11 +127,12 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
     """
     from acla_nas.cli.train import run
 
-    run(config, overrides)
+    run(config, overrides, as_json)
 
 
 @_command
-def eval_(config: str, overrides: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def eval_(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Score models on test images: PSNR and SSIM, per image and mean, the naive baseline first.
 
     \b
@@ -134,7 +140,7 @@ def eval_(config: str, overrides: tuple[str, ...]) -> None:
     """
     from acla_nas.cli.evaluate import run
 
-    run(config, overrides)
+    run(config, overrides, as_json)
 
 
 @_command
@@ -404,19 +410,21 @@ def keys(config: str, overrides: tuple[str, ...]) -> None:
 @report.command()
 @click.argument("run", metavar="RUN")
 @click.option("--budget", metavar="COST<=NUMBER", help="Pick the best candidate within it.")
-def front(run: str, budget: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def front(run: str, budget: str | None, as_json: bool) -> None:
     """Print the candidates of a multi-trial search; pick the best within a budget.
 
     \b
       acla-nas report front runs/front
       acla-nas report front runs/front --budget 'macs<=2e8'
+      acla-nas report front runs/front --json
 
     The one that is picked is written to RUN/within_budget.json, for `acla-nas train CONFIG arch=...`. The
     cost must be the one that the search measured.
     """
     from acla_nas.cli.report import run_front
 
-    run_front(run, budget)
+    run_front(run, budget, as_json)
 
 
 @cli.command(name="list")

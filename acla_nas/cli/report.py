@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from acla_nas.config import Config, PathName, load_config
 from acla_nas.errors import AclaError, unknown_name
+
+if TYPE_CHECKING:
+    from acla_nas.candidate import Candidate
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -107,26 +111,47 @@ def split_overrides(config_path: str, overrides: Sequence[str], takes: type[T]) 
     return load_config(config_path, others), options
 
 
-def run_front(run: str, budget: str | None) -> None:
+def run_front(run: str, budget: str | None, as_json: bool) -> None:
     """Print the candidates in a run folder; with a budget, write the best of those within it."""
-    from acla_nas.arch import shown_positions
-    from acla_nas.budget import Budget
-    from acla_nas.candidate import load_candidates
+    from acla_nas.candidate import load_candidates, pareto_front
     from acla_nas.report.front import front_table
 
     candidates = load_candidates(Path(run, "candidates.json"))
     unit = next(iter(candidates[0].arch.cost))
-    click.echo(front_table(candidates, unit))
-    if budget is None:
+    best = None if budget is None else _best_within(budget, candidates, unit, run)
+    path = None if best is None else best.arch.save(Path(run, "within_budget.json"))
+    if as_json:
+        front = {id(candidate) for candidate in pareto_front(candidates)}
+        rows = [{**_as_dict(c), "front": id(c) in front} for c in sorted(candidates, key=lambda c: c.cost)]
+        picked = None if best is None else {**_as_dict(best), "architecture": str(path)}
+        click.echo(json.dumps({"unit": unit, "candidates": rows, "within_budget": picked}, indent=2))
         return
+    click.echo(front_table(candidates, unit))
+    if best is not None:
+        from acla_nas.arch import shown_positions
+
+        positions = shown_positions(best.arch.positions)
+        click.echo(f"\npositions: {positions}; quality {best.quality:.3f}; cost {best.cost:.10g} {unit}")
+        click.echo(f"architecture: {path}")
+
+
+def _best_within(budget: str, candidates: Sequence[Candidate], unit: str, run: str) -> Candidate:
+    """Return the candidate with the highest quality within a budget."""
+    from acla_nas.budget import Budget
+
     limit = Budget.parse(budget)
     if limit.unit != unit:
         raise AclaError(f"budget {budget!r} is in {limit.unit}, the search in {run} measured {unit}")
     within = [candidate for candidate in candidates if candidate.cost <= limit.limit]
     if not within:
         raise AclaError(f"no candidate in {run} is within {budget}: search with --budget {budget!r}")
-    best = max(within, key=lambda candidate: candidate.quality)
-    path = best.arch.save(Path(run, "within_budget.json"))
-    positions = shown_positions(best.arch.positions)
-    click.echo(f"\npositions: {positions}; quality {best.quality:.3f}; cost {best.cost:.10g} {unit}")
-    click.echo(f"architecture: {path}")
+    return max(within, key=lambda candidate: candidate.quality)
+
+
+def _as_dict(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "positions": candidate.arch.positions,
+        "keys": candidate.arch.attention["num_keys"],
+        "quality": candidate.quality,
+        "cost": candidate.cost,
+    }
