@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -53,10 +56,38 @@ def _side(name: str, descriptor: Descriptor) -> object:
 
 
 def read(path: Path, backbone: Backbone | None = None) -> tuple[nn.Module, Descriptor]:
-    """Return what runs the program, and its descriptor."""
+    """Return what runs the program, and its descriptor.
+
+    Raises:
+        AclaError: no such program, or one that PyTorch would run code to load.
+    """
+    _refuse_code(path)
     attached = {_ATTACHED: ""}
     try:
         module = torch.export.load(path, extra_files=attached).module()
     except Exception as error:
         raise AclaError(f"cannot read {path}: {str(error).splitlines()[0]}; give a .pt2 file") from None
     return module, Descriptor.parse(attached[_ATTACHED], path)
+
+
+def _refuse_code(path: Path) -> None:
+    """Raise AclaError where a part of the file is a pickle that holds more than numbers.
+
+    ``torch.export.load`` would run it. What :func:`write` makes has none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                part = archive.read(name)
+                if name.endswith("_config.json") and b'"use_pickle": true' in part:
+                    raise _holds_code(path, name)
+                if name.endswith(".pt") or part.startswith(b"PK\x03\x04"):
+                    torch.load(io.BytesIO(part), map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+        raise AclaError(f"cannot read {path}: {str(error).splitlines()[0]}; give a .pt2 file") from None
+    except pickle.UnpicklingError:
+        raise _holds_code(path, name) from None
+
+
+def _holds_code(path: Path, name: str) -> AclaError:
+    return AclaError(f"{path} holds code in {name}, and is not loaded: acla-nas export did not write it")
