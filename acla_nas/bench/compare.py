@@ -47,6 +47,7 @@ from acla_nas.experiment import (
 from acla_nas.interruption import stop_if_asked, stoppable
 from acla_nas.lock import locked
 from acla_nas.network import CrossLayerNetwork
+from acla_nas.run_record import recorded
 from acla_nas.space import CrossLayerSpace
 
 
@@ -148,7 +149,9 @@ class Comparison:
         """
         with locked(self.folder), stoppable():
             self.config.save(self.folder)
-            yield from self._missing()
+            device, resumed = choose_device(self.config), self.results.exists()
+            with recorded(self.folder, seed=self.config.seed, device=device, resumed=resumed):
+                yield from self._missing()
 
     def _missing(self) -> Iterator[Run]:
         for seed in self.config.compare.seeds:

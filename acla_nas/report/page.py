@@ -137,16 +137,18 @@ class _Page:
         if not self.folder.table:
             return (self.folder if self.folder.has_network else None), others
         seed = self.config.compare.seeds[0]
-        runs = {path: RunFolder.read(path) for path in sorted(self.folder.path.glob(f"models/*-seed{seed}"))}
+        paths = sorted(self.folder.path.glob(f"models/*-seed{seed}/config.yml"))
+        runs = {path.parent: RunFolder.read(path.parent) for path in paths}
         runs = {path: run for path, run in runs.items() if run.has_network}
         with_attention = [run for run in runs.values() if run.arch is not None and run.arch.positions]
         main = max(with_attention, key=lambda run: run.scores.get("psnr", 0.0), default=None)
         return main, [*(path for path, run in runs.items() if run is not main), *others]
 
     def _search_of_comparison(self) -> RunFolder | None:
-        for path in sorted(self.folder.path.glob("searches/*-seed*")):
-            if (path / "config.yml").exists():
-                return RunFolder.read(path)
+        for path in sorted(self.folder.path.glob("searches/*/config.yml")):
+            search = RunFolder.read(path.parent)
+            if search.arch is not None and self.main is not None and search.arch == self.main.arch:
+                return search
         return None
 
     @property
@@ -204,9 +206,12 @@ class _Page:
             return None
         section = _Section("search", "The search")
         unit = self._unit()
+        where = "" if search is self.folder else f" It lies in {search.path}."
         if search.candidates:
             count, front = len(search.candidates), front_table(search.candidates, unit)
-            section.text = f"{count} architectures were scored; on the front are those that no other beats."
+            section.text = (
+                f"{count} architectures were scored; on the front are those that no other beats.{where}"
+            )
             caption = "Quality against cost. Below and right of the line is what some candidate on it beats."
             section.charts.append(_chart(front_figure(search.candidates, unit), caption))
             section.tables.append({**_markdown_table(front), "folded": f"all {count} candidates"})
@@ -220,7 +225,7 @@ class _Page:
                 if warmup
                 else ""
             )
-            + ". A module is inserted where its probability ends above one half."
+            + f". A module is inserted where its probability ends above one half.{where}"
         )
         caption = "Probability of a module at every position; the last value of each on the right."
         section.charts.append(_chart(charts.draw_probabilities(history, warmup=warmup), caption))

@@ -111,23 +111,39 @@ def test_a_search_under_way_has_a_report(runs, tmp_path):
     assert sections(write_report(tmp_path / "search")) == ["The search", "How it was made"]
 
 
-def test_a_comparison_has_its_table_and_all_its_networks(images, tmp_path):
+def comparison(images, run, variants, **sections):
     data = {split: str(images) for split in ("train", "validation", "test")}
-    content = {
+    return {
         "space": {"name": "edsr", "num_blocks": 2, "num_channels": 4, "num_keys": 3},
         "data": {**data, "patch_size": 8, "batch_size": 2},
+        "search": {"steps_per_epoch": 1},
         "train": {"epochs": 1, "steps_per_epoch": 1},
-        "compare": {"variants": ["bare", "cla-k"], "seeds": [1], "num_modules": 1},
+        "compare": {"variants": variants, "seeds": [1], "num_modules": 1},
         "device": "cpu",
-        "run": str(tmp_path),
+        "run": str(run),
+        **sections,
     }
+
+
+def test_a_comparison_has_its_table_and_all_its_networks(images, tmp_path):
+    content = comparison(images, tmp_path, ["bare", "cla-k"])
     list(Comparison(parse_config(content, "test")).run())
     path = write_report(tmp_path)
     parts = ["The derived network", "The comparison", "Restored images", "The keys", "How it was made"]
-    assert sections(path) == parts
+    assert sections(path) == parts  # not the search: none has led to the network that is shown
     text = html.unescape(path.read_text(encoding="utf-8"))
     assert "<td>bare</td>" in text and "<td>cla-k</td>" in text
+    assert re.search(r"# \d{4}-\S+, finished\n", text)  # the command
     assert 'alt="a, bare-seed1"' in text and 'alt="a, cla-k-seed1"' in text
+
+
+def test_a_comparison_tells_of_the_search_that_led_to_its_network(images, tmp_path):
+    strategy = {"name": "two_stage", "epochs": [1, 1], "initial_alpha": 5.0}
+    content = comparison(images, tmp_path, ["bare", "acla"], strategy=strategy)
+    list(Comparison(parse_config(content, "test")).run())
+    path = write_report(tmp_path)
+    assert sections(path)[0] == "The search"
+    assert f"It lies in {tmp_path}/searches/acla-seed1." in path.read_text(encoding="utf-8")
 
 
 def test_no_attention_no_keys(runs):
