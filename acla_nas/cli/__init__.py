@@ -218,6 +218,68 @@ def restore(
 
 
 @cli.group()
+def data() -> None:
+    """Get image sets, check them, and make the low-resolution images of super-resolution."""
+
+
+@data.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--against", metavar="DIR", help="Test images, which must not be among those of DIR.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(folder: str, against: str | None, as_json: bool) -> None:
+    """Count the images of a folder, and say which are damaged or there twice; exit code 1 if some are.
+
+    \b
+      acla-nas data check DIV2K/train
+      acla-nas data check DIV2K/train --against Set5
+
+    Images are compared by their pixels, and by perceptual hashes, which find resized and compressed copies.
+    """
+    from acla_nas.cli.data import run_check
+
+    run_check(folder, against, as_json)
+
+
+@data.command()
+@click.argument("name", required=False)
+@click.argument("folder", metavar="[DIR]", default="data")
+def fetch(name: str | None, folder: str) -> None:
+    """Download a published image set into DIR (data); without NAME list them, with their licences.
+
+    \b
+      acla-nas data fetch
+      acla-nas data fetch div2k
+      acla-nas data fetch set5 ~/images
+
+    Given again it goes on where it was stopped. What is downloaded is compared with its checksum; where none
+    is known, it is noted for the next time.
+    """
+    from acla_nas.cli.data import run_fetch
+
+    run_fetch(name, folder)
+
+
+@data.command()
+@click.argument("folder", metavar="DIR")
+@click.argument("target", metavar="OUT")
+@click.option("--scale", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--suffix", help="After each name; x2 at scale 2 by default, as in DIV2K.")
+@click.option("--existing", type=click.Choice(["fail", "skip", "replace"]), default="fail", show_default=True)
+def lr(folder: str, target: str, scale: int, suffix: str | None, existing: str) -> None:
+    """Write each image of DIR smaller into OUT, as MATLAB's bicubic imresize does, pixel for pixel.
+
+    \b
+      acla-nas data lr Set5 Set5_LR/X2
+      acla-nas data lr Set5 Set5_LR/X4 --scale 4 --suffix ''
+
+    For other programs: acla_nas makes its low-resolution images itself.
+    """
+    from acla_nas.cli.data import run_lr
+
+    run_lr(folder, target, scale, suffix, existing)
+
+
+@cli.group()
 def bench() -> None:
     """Compare: with the paper's tables, and variants of attention with one another."""
 

@@ -11,13 +11,19 @@ from acla_nas.data.images import list_images, load_image, save_image
 from acla_nas.data.imresize import imresize, to_uint8
 
 if TYPE_CHECKING:
+    from acla_nas.data.check import Check, check_images
+    from acla_nas.data.image_sets import fetch
+    from acla_nas.data.low_resolution import write_low_resolution
     from acla_nas.data.pairs import PairDataset, image_to_tensor, tensor_to_image
     from acla_nas.data.patches import PatchDataset
 
 __all__ = [
+    "Check",
     "PairDataset",
     "PatchDataset",
+    "check_images",
     "embedded_images",
+    "fetch",
     "image_to_tensor",
     "imresize",
     "list_images",
@@ -26,17 +32,22 @@ __all__ = [
     "split_fold",
     "tensor_to_image",
     "to_uint8",
+    "write_low_resolution",
 ]
 
-_NEEDS_TORCH = {
+_ON_FIRST_USE = {
     "PairDataset": "pairs",
     "PatchDataset": "patches",
     "image_to_tensor": "pairs",
     "tensor_to_image": "pairs",
+    "Check": "check",
+    "check_images": "check",
+    "fetch": "image_sets",
+    "write_low_resolution": "low_resolution",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _NEEDS_TORCH:
+    if name not in _ON_FIRST_USE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_NEEDS_TORCH[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
