@@ -39,8 +39,8 @@ class Restorer:
         model: a run folder, or a file that export wrote.
         tile: side of a tile without its overlap, in pixels of the image; 256, or four overlaps where that
             is more, if None.
-        self_ensemble: average over the eight flips and turns of each tile: better by some 0.1 dB in the
-            literature, eight times slower.
+        self_ensemble: average over the eight flips and turns of each tile: usually better, and eight times
+            slower.
         device: "cpu", or "cuda" for a run folder or a .safetensors file.
 
     Raises:

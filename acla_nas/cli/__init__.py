@@ -179,7 +179,7 @@ def export(config: str, overrides: tuple[str, ...], formats: tuple[str, ...], as
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--tile", type=click.IntRange(1), help="Side of a tile without its overlap; 256 by default.")
-@click.option("--self-ensemble", is_flag=True, help="Average over 8 flips and turns: better, 8 times slower.")
+@click.option("--self-ensemble", is_flag=True, help="Average over 8 flips and turns: 8 times slower.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--existing",

@@ -19,9 +19,11 @@ import pytest
 import torch
 
 from acla_nas import Arch, export, search_spaces
+from acla_nas.cli import cli
 from acla_nas.config import load_config
 from acla_nas.data import save_image
 from acla_nas.exporter import save_model
+from acla_nas.formats import FORMATS
 from acla_nas.nni_nas import nni
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +175,11 @@ def test_export_says_where_and_writes_there(model: Path, run: Run) -> None:
     loaded = torch.export.load(folder / "model.pt2").module()
     expected = export(model / "arch.json", weights=model / "weights.safetensors").eval()
     torch.testing.assert_close(loaded(image), expected(image))
+
+
+def test_export_offers_the_formats_that_there_are() -> None:
+    [option] = [p for p in cli.commands["export"].params if p.name == "formats"]
+    assert set(option.type.choices) == set(FORMATS)  # type: ignore[attr-defined]
 
 
 def test_export_as_json(model: Path, run: Run) -> None:
