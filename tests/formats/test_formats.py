@@ -203,8 +203,9 @@ def swinir():
 
 
 @pytest.mark.slow
-def test_what_a_network_does_not_fit_is_warned_of_and_the_rest_is_written(tmp_path):
+def test_what_a_network_does_not_fit_is_warned_of_and_the_rest_is_written(tmp_path, monkeypatch):
     """Windows fix the sizes of programs, and features that are tokens have no model.py."""
+    monkeypatch.delitem(formats.FORMATS, "onnx")  # fails as pt2 does, and takes longer
     space = CrossLayerSpace(swinir, "layers.*", num_keys=2, input_shape=(3, 16, 16))
     sample = {"insert/1": True, "keys": 2}
     network, arch = derived(space, sample), space.arch(sample)
