@@ -50,7 +50,7 @@ class Data(_Section):
         folds: how many parts.
         patch_size: side of the degraded patch, in pixels.
         batch_size: patches per batch, in all processes together.
-        workers: processes that load data, beside each trainer's own.
+        workers: processes that load data, beside each trainer's own; chosen from the machine where None.
     """
 
     train: PathName = "embedded"
@@ -60,7 +60,7 @@ class Data(_Section):
     folds: int = Field(5, ge=2)
     patch_size: int = Field(48, ge=1)
     batch_size: int = Field(16, ge=1)
-    workers: int = Field(0, ge=0)
+    workers: int | None = Field(None, ge=0)
 
 
 class SearchRecipe(_Section):

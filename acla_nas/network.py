@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from acla_nas import attention as attentions
 from acla_nas.attention import Attention, Feature
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.layout import from_map, to_map
+from acla_nas.recomputation import in_groups, recomputed_update
 from acla_nas.trace import Place, trace
 
 Backbone = nn.Module | Callable[[], nn.Module]
@@ -54,6 +55,12 @@ class CrossLayerNetwork(nn.Module):
             inserted positions.
         attention: position -> its attention module, whose references are named by their positions.
 
+    Attributes:
+        recompute: run attention modules again in the backward pass of a training, instead of keeping all
+            that they compute.
+        micro_batch: images that a training runs at a time, each group again in the backward pass; gradients
+            are those of the whole batch. All at once where None.
+
     Raises:
         AclaError: in a pass: a position is run more than once, returns another layout than when it was
             traced, or is run without gradients while the network is trained.
@@ -72,6 +79,8 @@ class CrossLayerNetwork(nn.Module):
         self.backbone = backbone
         self.places = dict(places)
         self.attention = nn.ModuleDict({str(j): module for j, module in attention.items()})
+        self.recompute = False
+        self.micro_batch: int | None = None
         self._pass: _Pass | None = None  # None outside forward: the hooks do nothing
         self._in_backward: Callable[[], _Pass | None] = _no_pass
         for j, place in self.places.items():
@@ -148,6 +157,14 @@ class CrossLayerNetwork(nn.Module):
                 Positions without one are inserted.
             key_gates: (K,) 0/1 tensor, for its gradient: which keys count.
         """
+        kwargs = {**kwargs, "gates": gates, "key_gates": key_gates}
+        if self.micro_batch is None or not (self.training and torch.is_grad_enabled()):
+            return self._forward(*inputs, **kwargs)
+        return in_groups(self._forward, self.micro_batch, inputs, kwargs)
+
+    def _forward(
+        self, *inputs: Any, gates: Mapping[int, Tensor | bool] | None, key_gates: Tensor | None, **kwargs: Any
+    ) -> Any:
         running = _Pass(gates or {}, key_gates, torch.is_grad_enabled())
         for tensor in tree_leaves((inputs, kwargs)):
             if isinstance(tensor, Tensor) and tensor.dim() >= 4:
@@ -193,7 +210,7 @@ class CrossLayerNetwork(nn.Module):
             # that are gated off as well have no part in it.
             seen = {l: x for l, x in features.items() if l == name or running.is_on(l)}
             with torch.no_grad():
-                update = attention(query, seen, {}, running.key_gates)
+                update = self._update(attention, query, seen, {}, running.key_gates)
         else:
             # s_l s_j is s_j where l = j, so within its own module the position's gate is left out.
             gates = {
@@ -201,7 +218,7 @@ class CrossLayerNetwork(nn.Module):
                 for l in features
                 if l != name and isinstance(g := running.gates.get(int(l), True), Tensor)
             }
-            update = attention(query, features, gates, running.key_gates)
+            update = self._update(attention, query, features, gates, running.key_gates)
         update = from_map(update, place.layout).to(found.dtype)
         result = found + (update if gate is True else gate * update)
         if found.is_contiguous():
@@ -210,6 +227,11 @@ class CrossLayerNetwork(nn.Module):
             return result
         leaves[place.leaf] = result
         return tree_unflatten(leaves, structure)
+
+    def _update(self, attention: nn.Module, *arguments: Any) -> Tensor:
+        if self.recompute and self.training:
+            return recomputed_update(cast(Attention, attention), *arguments)
+        return cast(Tensor, attention(*arguments))
 
     def _seen(self, name: str, running: _Pass, query: Tensor) -> dict[str, Tensor]:
         """Return the features of the inserted positions up to this one, and keep this one's."""

@@ -15,6 +15,7 @@ from acla_nas import cost as costs
 from acla_nas.budget import Limit
 from acla_nas.cost import CostModel
 from acla_nas.cost.space_cost import SpaceCost
+from acla_nas.data import PatchDataset
 from acla_nas.errors import AclaError
 from acla_nas.nni_nas import (
     Lightning,
@@ -24,8 +25,10 @@ from acla_nas.nni_nas import (
 )
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
+from acla_nas.training.epoch_report import EpochReport
 from acla_nas.training.evaluator import epoch_history
 from acla_nas.training.faults import told_in_one_line
+from acla_nas.training.memory import FitMemory
 from acla_nas.training.processes import from_main, share_buffers
 
 
@@ -92,6 +95,11 @@ def run_one_shot(
     callbacks = evaluator.trainer.callbacks
     callbacks.insert(0, SeededEpochs(getattr(strategy, "seed", 0)))
     callbacks.insert(1, _GateLog(space, strategy))
+    patches = getattr(evaluator.train_dataloaders, "dataset", None)
+    if isinstance(patches, PatchDataset):
+        batch_size = evaluator.train_dataloaders.batch_size
+        shown = any(isinstance(c, EpochReport) and c.show for c in callbacks)
+        callbacks.append(FitMemory(space.network, patches[0][0], batch_size, show=shown))
     if time_limit is not None:
         callbacks.append(pl.callbacks.Timer(timedelta(minutes=time_limit), interval="epoch", verbose=False))
     checkpoint = None if folder is None else folder / "search.ckpt"

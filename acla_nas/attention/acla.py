@@ -262,6 +262,13 @@ def open_key_shares() -> Iterator[list[Tensor]]:
         _OPEN_SHARES.reset(token)
 
 
+def count_open_keys(share: Tensor) -> None:
+    """Add a share of open keys to the list of the innermost :func:`open_key_shares`, if there is one."""
+    shares = _OPEN_SHARES.get()
+    if shares is not None:
+        shares.append(share)
+
+
 class _Keys(NamedTuple):
     """The sampled keys of R references: values R x (B, C, H_l, W_l), the others (B, R, K, .., H, W)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def make_evaluator(
     batch_size: int = 16,
     patch_size: int = 48,
     seed: int = 0,
-    workers: int = 0,
+    workers: int | None = None,
     run_dir: str | Path | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -61,7 +62,7 @@ def make_evaluator(
         batch_size: patches per batch, in all processes together, which share them evenly.
         patch_size: of the degraded patch, in pixels.
         seed: of the order of patches; set the seed of everything else with ``seed_everything``.
-        workers: processes that load data, beside each trainer's own.
+        workers: processes that load data, beside each trainer's own; see :func:`default_workers` where None.
         run_dir: where logs and metrics.csv go; nowhere where None.
         device: "auto", "cpu" or "cuda".
         devices: processes per machine, each with a GPU of its own if `device` is one. They train one network
@@ -84,6 +85,8 @@ def make_evaluator(
     if nonfinite not in ("stop", "skip"):
         raise unknown_name("nonfinite", nonfinite, ["stop", "skip"])
     processes = devices * nodes
+    if workers is None:
+        workers = default_workers(device, devices)
 
     train_paths = list_images(train, "train")
     if fold is None:
@@ -144,6 +147,22 @@ def make_evaluator(
         train_dataloaders=loader(train_set),
         val_dataloaders=loader(validation_set),
     )
+
+
+def default_workers(device: str, devices: int) -> int:
+    """Return how many processes load data for each trainer, where it is not said.
+
+    With a GPU the cores that trainers leave over, 8 at most. On a CPU none: a patch costs far less than a
+    training step on it, and workers would take its time from the trainer.
+
+    Example:
+        >>> default_workers("cpu", 1)
+        0
+    """
+    if device == "cpu" or not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // devices - 1))
 
 
 def epoch_history(evaluator: Lightning) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.tasks import SuperResolution
 from acla_nas.training import epoch_history, make_evaluator, train
+from acla_nas.training.evaluator import default_workers
 
 
 class Network(nn.Module):
@@ -120,3 +121,11 @@ def test_numbers_out_of_range(images: Path, name: str) -> None:
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(AclaError, match=r"holds no images .* set data\.train=DIR"):
         evaluator_of(tmp_path, validation="embedded")
+
+
+def test_workers_are_chosen_from_the_machine(monkeypatch):
+    assert default_workers("cpu", 1) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(32)))
+    assert [default_workers("cuda", n) for n in (1, 4, 8, 32)] == [8, 7, 3, 0]
+    assert default_workers("cpu", 1) == 0
