@@ -51,7 +51,8 @@ class TrainingPictures(pl.Callback):
             network = {"restored": network_of(pl_module)}
             crop = restore_crop(self.task, self.validation[0], network, device=str(pl_module.device))
             row = (shown(crop.degraded, self.task.scale), crop.restored["restored"], crop.original)
-            writer.add_image("restored", np.concatenate(row, axis=1), epoch, dataformats="HWC")
+            colour = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in row]  # where one is grey
+            writer.add_image("restored", np.concatenate(colour, axis=1), epoch, dataformats="HWC")
 
 
 def is_due(epoch: int, epochs: int) -> bool:
