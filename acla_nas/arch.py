@@ -63,6 +63,9 @@ class Arch(BaseModel):
             raise ValueError(f"positions must be different, ascending and at least 1, not {self.positions}")
         if set(self.paths) != set(self.positions):
             raise ValueError(f"paths must name the positions {self.positions}, not {sorted(self.paths)}")
+        space_options = self.space.get("options", {})
+        if not isinstance(self.space.get("name", ""), str) or not isinstance(space_options, dict):
+            raise ValueError("space must have a name and options, which are a mapping")
         if not isinstance(self.attention.get("name"), str) or not isinstance(
             self.attention.get("num_keys"), int
         ):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def export(
                 f"the architecture is of the backbone {arch.space.get('backbone')!r}, which is not a "
                 "registered search space: give it to export(arch, backbone=...)"
             )
-        module = build_backbone(arch.space["name"], arch.space.get("options", {}))
+        with _as_the_file_says("space"):
+            module = build_backbone(arch.space["name"], arch.space.get("options", {}))
     else:
         module = backbone if isinstance(backbone, nn.Module) else backbone()
     modules = dict(module.named_modules())
@@ -61,17 +63,33 @@ def export(
             raise AclaError(f"the backbone has no module {path!r}, position {j} of the architecture")
     options = dict(arch.attention)
     attentions.get(options["name"], imports=False)  # no file decides what is imported
-    network = CrossLayerNetwork.dense(
-        copy_backbone(module),
-        arch.paths,
-        options.pop("name"),
-        input_shape=arch.input_shape,
-        layouts=arch.layouts,
-        **options,
-    )
+    with _as_the_file_says("attention"):
+        network = CrossLayerNetwork.dense(
+            copy_backbone(module),
+            arch.paths,
+            options.pop("name"),
+            input_shape=arch.input_shape,
+            layouts=arch.layouts,
+            **options,
+        )
     if weights is not None:
         load_weights(network, weights)
     return network
+
+
+@contextmanager
+def _as_the_file_says(part: str) -> Iterator[None]:
+    """Turn what values that do not fit raise anywhere in a network's code into an error that names them."""
+    try:
+        yield
+    except AclaError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise AclaError(
+            f"the architecture's {part} cannot be built ({type(error).__name__}: {reason}): give the "
+            "arch.json of a search as it was written"
+        ) from error
 
 
 def load_weights(network: nn.Module, weights: Weights) -> None:

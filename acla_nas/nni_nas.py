@@ -6,6 +6,9 @@ import logging
 import warnings
 
 from acla_nas.errors import AclaWarning
+from acla_nas.versions import check_versions
+
+check_versions()
 
 with warnings.catch_warnings():
     # NNI 3.0 lists torch.nn and warns of every class there that it does not know.
