@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 import yaml
 
 from acla_nas import cost as costs
@@ -12,9 +13,10 @@ from acla_nas.config import Config
 from acla_nas.cost import CostModel, LatencyCost
 from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.data import list_images
-from acla_nas.experiment import choose_device, make_space, make_strategy, validation_images
+from acla_nas.experiment import choose_device, make_space, make_strategy, make_task, validation_images
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.space import CrossLayerSpace
+from acla_nas.training.memory import free_bytes, plan_memory, step_seconds
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class SearchPlan:
         cost: bounds; None where only a measurement can tell, as of latency.
         work: epochs, steps per epoch, batch and patch size; or trials, and what each is scored by.
         images: how many to train on, and to validate with.
+        memory: what a training step needs, and whether it fits, in words; None where nothing is trained or
+            candidates are trained one by one.
+        seconds: of all steps of a one-shot search, estimated from one image; likewise.
     """
 
     config: dict[str, Any]
@@ -59,6 +64,8 @@ class SearchPlan:
     cost: CostBounds | None
     work: dict[str, Any]
     images: dict[str, int]
+    memory: str | None
+    seconds: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON can hold it."""
@@ -92,6 +99,11 @@ class SearchPlan:
             "images": f"{self.images['train']} to train on, {self.images['validation']} to validate with",
             "device": self.device,
         }
+        if self.memory is not None and self.seconds is not None:
+            lines["memory"] = self.memory.removeprefix("memory: ")
+            lines["time"] = (
+                f"about {_duration(self.seconds)} of training steps, without the scoring of epochs"
+            )
         width = max(map(len, lines))
         summary = [f"{name:<{width}}  {value}" for name, value in lines.items()]
         written = yaml.safe_dump(self.config, sort_keys=False).rstrip()
@@ -132,6 +144,7 @@ def plan_search(config: Config) -> SearchPlan:
     in_all = sum(p.numel() for p in space.network.parameters())
     validation = validation_images(config)
     train = [path for path in list_images(data.train, "train") if data.fold is None or path not in validation]
+    memory, seconds = (None, None) if isinstance(strategy, MultiTrial) else _estimate(config, space, strategy)
     return SearchPlan(
         config=config.model_dump(),
         device=device,
@@ -155,7 +168,26 @@ def plan_search(config: Config) -> SearchPlan:
         cost=_bounds(space, getattr(strategy, "cost", None)),
         work=work,
         images={"train": len(train), "validation": len(validation)},
+        memory=memory,
+        seconds=seconds,
     )
+
+
+def _estimate(config: Config, space: CrossLayerSpace, strategy: Any) -> tuple[str, float]:
+    """Return what a step needs, in words, and how long all steps take: of the weights, and of the gates."""
+    size, batch = config.data.patch_size, config.data.batch_size // (config.devices * config.nodes)
+    device = torch.device(choose_device(config))
+    network = space.network.to(device)
+    image = torch.zeros(make_task(config).in_channels, size, size, device=device)
+    plan = plan_memory(network, image, batch, free_bytes(device))
+    epochs = getattr(strategy, "max_epochs", 0) + getattr(strategy, "search_epochs", 0)
+    return plan.text(), epochs * config.search.steps_per_epoch * step_seconds(network, image, batch)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _bounds(space: CrossLayerSpace, model: Any) -> CostBounds | None:

@@ -64,7 +64,8 @@ def test_search_writes_its_run_folder(searched: tuple[Config, SearchResult]) -> 
     assert command["end"] == "finished"
     log = [line.partition("  ")[2] for line in (run / "log.txt").read_text().splitlines()]
     assert log[0] == "searching 2 positions of edsr on cpu"
-    assert [line.partition("  ")[0] for line in log[1:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert log[1].startswith("memory: about ")
+    assert [line.partition("  ")[0] for line in log[2:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert json.loads((run / "summary.json").read_text()) == {
         "positions": [1, 2],
         "num_positions": 2,

@@ -45,7 +45,9 @@ def test_the_plan_is_of_this_space_and_this_search(images, tmp_path):
     assert [p["path"] for p in plan.positions] == ["body.0", "body.1", "body.2"]
     assert json.loads(json.dumps(plan.as_dict()))["config"] == chosen.model_dump()
     assert not Path(chosen.run).exists()
+    assert "for a training step" in plan.memory and 0 < plan.seconds < 60
     text = plan.text()
+    assert "\nmemory      about " in text and "\ntime        about " in text
     assert "space       edsr, 3 positions, 2 or 4 keys, 16 architectures\n" in text
     assert "3         body.2  bchw    4         48x48\n" in text
 
@@ -54,6 +56,7 @@ def test_of_trials(images, tmp_path):
     scoring = {"weights": "runs/supernet"}
     strategy = {"name": "random", "trials": 9}
     plan = plan_search(config(images, tmp_path, strategy=strategy, scoring=scoring))
+    assert plan.memory is None and plan.seconds is None
     assert plan.work == {"strategy": "random", "trials": 9, "scored_by": "inherited weights"}
     plan = plan_search(config(images, tmp_path, strategy=strategy))
     assert plan.work["scored_by"] == "training 1 epochs" and plan.work["steps_per_epoch"] == 5

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from acla_nas.network import CrossLayerNetwork
+from acla_nas.run_record import say
 from acla_nas.training.processes import from_main, is_main
 
 _STATES = 4  # of each weight: itself, its gradient, and Adam's two means
@@ -190,6 +191,6 @@ class FitMemory(pl.Callback):
         self.network.recompute, self.network.micro_batch = plan.recompute, plan.micro_batch
         if self.show and is_main():
             seconds = step_seconds(self.network, image, self.batch_size)
-            print(f"{plan.text()}; about {seconds:.2g} s a step", flush=True)
+            say(f"{plan.text()}; about {seconds:.2g} s a step")
         for name, buffer in self.network.named_buffers():  # such as running means
             buffer.copy_(buffers[name])
