@@ -76,6 +76,7 @@ class SearchRecipe(_Section):
     halve_every: int = Field(200, ge=1)
     gradient_clip: float = Field(0.0, ge=0)
     key_cost: float = Field(0.0, ge=0)
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     nonfinite: Literal["stop", "skip"] = "stop"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -39,6 +39,7 @@ def make_evaluator(
     workers: int | None = None,
     run_dir: str | Path | None = None,
     device: str = "auto",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     devices: int = 1,
     nodes: int = 1,
     progress: bool = True,
@@ -65,6 +66,8 @@ def make_evaluator(
         workers: processes that load data, beside each trainer's own; see :func:`default_workers` where None.
         run_dir: where logs and metrics.csv go; nowhere where None.
         device: "auto", "cpu" or "cuda".
+        precision: Lightning's: "32-true", or "bf16-mixed" to compute convolutions and products in bfloat16;
+            weights, and what adds up to the loss, stay in float32.
         devices: processes per machine, each with a GPU of its own if `device` is one. They train one network
             by Lightning's DDP, with the gradients of the whole batch, so that the number of processes changes
             no more than the order of sums, unless something is drawn for each patch, as by noisy key gates
@@ -110,6 +113,7 @@ def make_evaluator(
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=device,
+        precision=precision,
         devices=devices,
         num_nodes=nodes,
         # A step runs the modules that are switched on: the others' weights have no gradient in it.

@@ -11,7 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from acla_nas import search, search_spaces
 from acla_nas.errors import AclaError, AclaWarning
+from acla_nas.strategies import TwoStage
 from acla_nas.tasks import SuperResolution
 from acla_nas.training import epoch_history, make_evaluator, train
 from acla_nas.training.evaluator import default_workers
@@ -129,3 +131,24 @@ def test_workers_are_chosen_from_the_machine(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(32)))
     assert [default_workers("cuda", n) for n in (1, 4, 8, 32)] == [8, 7, 3, 0]
     assert default_workers("cpu", 1) == 0
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_precision_of_a_search(precision, dtype):
+    space = search_spaces.edsr(2, 2, 8, num_keys=4)
+    seen = set()
+    space.network.backbone.head.register_forward_hook(
+        lambda *given: seen.add((given[0].training, given[2].dtype))
+    )
+    evaluator = make_evaluator(
+        SuperResolution(2),
+        steps_per_epoch=2,
+        batch_size=2,
+        patch_size=12,
+        precision=precision,
+        progress=False,
+    )
+    result = search(space, TwoStage(epochs=(1, 1)), evaluator)
+    assert (True, dtype) in seen
+    assert {p.dtype for p in space.parameters()} == {torch.float32}
+    assert all(0 < epoch["train_loss"] < 1e6 for epoch in result.history)
