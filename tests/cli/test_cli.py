@@ -115,6 +115,7 @@ def test_usage_errors(run: Run) -> None:
 
 EPOCH = r"epoch \d+/\d+  PSNR \d+\.\d\d dB  loss \d+\.\d+"
 SEARCH_EPOCH = EPOCH + r"  open gates \d  cost [\d.e+]+  temperature \d\.\d\d  \d+ s"
+MEMORY = r"memory: about [\d.e-]+ GB for a training step, [\d.]+ GB free: fits; about [\d.e-]+ s a step"
 TABLE = [r"image +PSNR \(dB\) +SSIM", r"[abc] +\d+\.\d\d  0\.\d{4}", r"mean +\d+\.\d\d  0\.\d{4}"]
 
 
@@ -132,6 +133,7 @@ def test_search_prints_its_own_lines_and_nothing_else(tmp_path: Path) -> None:
         result.stdout,
         [
             "searching 2 positions of edsr on cpu",
+            MEMORY,
             SEARCH_EPOCH,
             r"positions: (none|[12, ]+) of 2",
             r"cost: [\d,]+ MACs",
@@ -139,7 +141,7 @@ def test_search_prints_its_own_lines_and_nothing_else(tmp_path: Path) -> None:
             f"weights: {folder}/weights.safetensors",
         ],
     )
-    assert len(result.stdout.splitlines()) == 7
+    assert len(result.stdout.splitlines()) == 8
 
 
 def test_train_prints_its_own_lines_and_nothing_else(images: Path, tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_interrupt_says_what_is_kept_and_how_to_go_on(images: Path, tmp_path: Pa
         r"acla-nas: stopped after (epoch \d+|step \d+ of epoch \d+, which begins anew)", second
     )
     assert third == f"acla-nas: to go on: acla-nas {shlex.join(arguments)}"
-    assert_lines(log.read_text(), ["searching 2 positions of edsr on cpu", SEARCH_EPOCH])
+    assert_lines(log.read_text(), ["searching 2 positions of edsr on cpu", MEMORY, SEARCH_EPOCH])
     assert (tmp_path / "metrics.csv").read_text().startswith("epoch,")
 
 
