@@ -392,6 +392,24 @@ def infer(device: str, runs: int, as_json: bool) -> None:
     run_infer(device, runs, as_json)
 
 
+@bench.command(name="data")
+@_takes_config
+@click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Batches and steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def bench_data(config: str, overrides: tuple[str, ...], runs: int, as_json: bool) -> None:
+    """Measure whether loading patches keeps up with training: patches loaded and used up in a second.
+
+    \b
+      acla-nas bench data examples/sr_edsr_search.yml
+      acla-nas bench data examples/sr_edsr_search.yml data.train=DIV2K data.workers=4 --json
+
+    What uses them up is the bare backbone, the fastest training that there is.
+    """
+    from acla_nas.cli.bench import run_data
+
+    run_data(config, overrides, runs, as_json)
+
+
 @bench.command(name="strategies")
 @_takes_config
 @click.option("--other", "others", multiple=True, default=("random", "nsga2"), show_default=True)

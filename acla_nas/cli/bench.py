@@ -51,6 +51,15 @@ def run_infer(device: str, runs: int, as_json: bool) -> None:
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
+def run_data(config_path: str, overrides: Sequence[str], runs: int, as_json: bool) -> None:
+    """Print how fast patches are loaded and used up."""
+    config = load_config(config_path, overrides)
+    from acla_nas.bench.data import check_data
+
+    check = check_data(config, runs=runs)
+    click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
+
+
 def run_compare(config_path: str, overrides: Sequence[str]) -> None:
     """Run what is missing of a comparison, and print its table."""
     config = load_config(config_path, overrides)

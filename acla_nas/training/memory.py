@@ -46,17 +46,19 @@ class MemoryPlan:
     def text(self) -> str:
         """Return one line that says it all."""
         fits = "fits" if self.plain <= _USABLE * self.free else "does not fit"
-        line = f"memory: about {_gb(self.plain)} for a training step, {_gb(self.free)} free: {fits}"
+        line = f"memory: about {_shown(self.plain)} for a training step, {_shown(self.free)} free: {fits}"
         if self.recompute:
             how = "attention is computed again in the backward pass"
             if self.micro_batch is not None:
                 how += f", {self.micro_batch} patches at a time"
-            line += f"; {how}: about {_gb(self.needed)}"
+            line += f"; {how}: about {_shown(self.needed)}"
         return line if self.fits else f"{line}, which does not fit either: use a smaller data.patch_size"
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.2g} GB" if count < 1e10 else f"{count / 1e9:.0f} GB"
+def _shown(count: float) -> str:
+    """Return bytes with two digits or more, such as 2.9 GB."""
+    unit, size = next(((u, n) for u, n in (("GB", 1e9), ("MB", 1e6)) if count >= n), ("kB", 1e3))
+    return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
 
 
 def plan_memory(network: CrossLayerNetwork, image: Tensor, batch_size: int, free: int) -> MemoryPlan:
