@@ -145,7 +145,16 @@ def test_the_command_starts_its_processes(config: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     told = [line.split()[0] for line in done.stdout.splitlines()]
-    assert told == ["searching", "epoch", "epoch", "positions:", "cost:", "architecture:", "weights:"]
+    assert told == [
+        "searching",
+        "memory:",
+        "epoch",
+        "epoch",
+        "positions:",
+        "cost:",
+        "architecture:",
+        "weights:",
+    ]
     run_search(load_config(config, [f"run={tmp_path}/one"]))
     assert Arch.load(tmp_path / "one" / "arch.json") == Arch.load(tmp_path / "two" / "arch.json")
     for row, other in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):

@@ -116,7 +116,6 @@ def test_usage_errors(run: Run) -> None:
 EPOCH = r"epoch \d+/\d+  PSNR \d+\.\d\d dB  loss \d+\.\d+"
 MEMORY = r"memory: about [\d.]+ [GMk]B for a training step, [\d.]+ GB free: fits; about [\d.e-]+ s a step"
 SEARCH_EPOCH = EPOCH + r"  open gates \d  cost [\d.e+]+  temperature \d\.\d\d  \d+ s"
-MEMORY = r"memory: about [\d.e-]+ GB for a training step, [\d.]+ GB free: fits; about [\d.e-]+ s a step"
 TABLE = [r"image +PSNR \(dB\) +SSIM", r"[abc] +\d+\.\d\d  0\.\d{4}", r"mean +\d+\.\d\d  0\.\d{4}"]
 
 
