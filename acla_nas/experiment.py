@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,11 +17,11 @@ from acla_nas import attention as attentions
 from acla_nas import search_spaces, strategies, tasks
 from acla_nas.arch import Arch, shown_positions
 from acla_nas.candidate import save_candidates
-from acla_nas.config import Config, build, load_config
+from acla_nas.config import Config, Named, build, load_config
 from acla_nas.cost import LatencyCost
 from acla_nas.data import list_images, load_image, split_fold
 from acla_nas.durable import write_text
-from acla_nas.errors import AclaError
+from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.evaluation import Evaluation, evaluate
 from acla_nas.exporter import export, load_model, save_model, save_weights
 from acla_nas.formats import Saved, save
@@ -223,9 +224,7 @@ def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
     task = make_task(config)
     paths = list_images(config.data.test, "test")
     import_named(config)
-    models = [(name, load_model(name)) for name in config.models]
-    for name, model in models:
-        check_scale(model, task, name)
+    models = [(name, load_model_for(config.task, name)) for name in config.models]
     yield task.baseline_name, evaluate(None, task, paths)
     for name, model in models:
         yield name, evaluate(model, task, paths, device=device)
@@ -243,8 +242,7 @@ def run_export(config: Config, names: Sequence[str] | None = None) -> Iterator[t
     task = make_task(config)
     import_named(config)
     for folder in config.models:
-        network, arch = load_model(folder), Arch.load(Path(folder, "arch.json"))
-        check_scale(network, task, folder)
+        network, arch = load_model_for(config.task, folder), Arch.load(Path(folder, "arch.json"))
         target, training = Path(folder, "export"), _training_of(folder)
         yield folder, save(network, target, arch, task, formats=names, training=training)
 
@@ -303,6 +301,34 @@ def make_strategy(config: Config) -> Strategy:
     if options.get("cost") == "latency":
         options["cost"] = LatencyCost(choose_device(config))
     return build("strategy", make, options, passes_on=passes_on)
+
+
+def load_model_for(task: Named, folder: str | Path) -> nn.Module:
+    """Return the network in a run folder, once it is seen to be for a task.
+
+    Args:
+        task: the section of the configuration.
+        folder: of a search or a training.
+
+    Raises:
+        AclaError: the folder holds no network, or one of another task. Where only the task's options differ,
+            a denoiser's sigma for one, that is a warning.
+    """
+    network, path = load_model(folder), Path(folder, "config.yml")
+    own = load_config(path).task if path.exists() else task
+    if own.name != task.name:
+        raise AclaError(
+            f"the network {folder} is for the task {own.name}, but task.name is {task.name}: "
+            f"use its own configuration, {path}"
+        )
+    check_scale(network, build("task", tasks.type_of(task.name), task.options), folder)
+    if own.options != task.options:
+        warnings.warn(
+            f"the network {folder} is for {own.name} with {own.options}, not {task.options}",
+            AclaWarning,
+            stacklevel=2,
+        )
+    return network
 
 
 def check_scale(network: nn.Module, task: Task, name: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from acla_nas import experiment, formats
 from acla_nas.config import Config, load_config, parse_config
-from acla_nas.errors import AclaError
+from acla_nas.errors import AclaError, AclaWarning
 
 OWN = '''
 from acla_nas.tasks import Task
@@ -105,3 +105,14 @@ def test_a_network_for_other_images(images: Path, tmp_path: Path) -> None:
     repeated = torch.nn.Conv2d(1, 3, 1)
     with pytest.raises(AclaError, match="mine returns images of 3 channels, the task has 1: set task"):
         experiment.check_scale(repeated, experiment.make_task(jpeg), "mine")
+
+
+def test_a_network_of_another_task_of_the_same_shape(images: Path, tmp_path: Path) -> None:
+    trained = tiny(images, tmp_path / "denoiser", {"name": "denoising", "sigma": 30})
+    experiment.run_training(trained)
+    other = tiny(images, tmp_path / "other", {"name": "demosaicing"})
+    with pytest.raises(AclaError, match=r"denoiser is for the task denoising, but task\.name is demosaicing"):
+        next(experiment.run_evaluation(other.model_copy(update={"models": [trained.run]})))
+    louder = tiny(images, tmp_path / "other", {"name": "denoising", "sigma": 50})
+    with pytest.warns(AclaWarning, match=r"is for denoising with {'sigma': 30}, not {'sigma': 50}"):
+        next(experiment.run_evaluation(louder.model_copy(update={"models": [trained.run]})))

@@ -25,7 +25,7 @@ from acla_nas.config import Config
 from acla_nas.data import image_to_tensor, list_images
 from acla_nas.diagram import arch_svg, describe_arch
 from acla_nas.errors import AclaError
-from acla_nas.experiment import check_scale, choose_device, import_named, load_model, make_task
+from acla_nas.experiment import choose_device, import_named, load_model_for, make_task
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.report import charts
 from acla_nas.report.crops import Crop, restore_crop, shown
@@ -100,8 +100,7 @@ class _Page:
         names = _names([*([self.main.path] if self.main else []), *others])
         self.networks: dict[str, nn.Module] = {}
         for name, path in names.items():
-            self.networks[name] = load_model(path)
-            check_scale(self.networks[name], self.task, path)
+            self.networks[name] = load_model_for(config.task, path)
 
     def html(self) -> str:
         environment = jinja2.Environment(

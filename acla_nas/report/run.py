@@ -8,14 +8,13 @@ from torch import nn
 
 from acla_nas.attention import ACLA
 from acla_nas.attention.cross_layer_non_local import CrossLayerNonLocal
-from acla_nas.config import Config
+from acla_nas.config import Config, Named
 from acla_nas.data import PairDataset, image_to_tensor, list_images
 from acla_nas.errors import AclaError
-from acla_nas.experiment import check_scale, choose_device, import_named, load_model, make_task
+from acla_nas.experiment import choose_device, import_named, load_model_for, make_task
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.report.keys import LayerKeys, non_local_keys, selected_keys
 from acla_nas.report.picture import describe, plot_keys, textured_pixel
-from acla_nas.tasks import Task
 
 
 def run_report_keys(
@@ -55,7 +54,7 @@ def run_report_keys(
     if query is None:
         query = textured_pixel(degraded)
 
-    looked = {folder: _module_of(task, folder, position) for folder in config.models}
+    looked = {folder: _module_of(config.task, folder, position) for folder in config.models}
     sampled = {f: m for f, (_, m) in looked.items() if isinstance(m, ACLA)}
     num_keys = max((module.num_keys for module in sampled.values()), default=16)
 
@@ -90,11 +89,10 @@ def run_report_keys(
     return "\n".join(lines)
 
 
-def _module_of(task: Task, folder: str, position: int | None) -> tuple[CrossLayerNetwork, nn.Module]:
+def _module_of(task: Named, folder: str, position: int | None) -> tuple[CrossLayerNetwork, nn.Module]:
     """Return the network in a run folder, and what selects keys at a position of it."""
-    network = load_model(folder)
+    network = load_model_for(task, folder)
     assert isinstance(network, CrossLayerNetwork)
-    check_scale(network, task, folder)
     if not network.positions:
         raise AclaError(f"model {folder} has no attention to look at: give one with inserted positions")
     if position is not None and position not in network.positions:
