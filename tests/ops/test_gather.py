@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from acla_nas.errors import AclaError
-from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference
+from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference, gather
 from acla_nas.ops.gather import _grid_sample_form
 
 SHAPES = [  # batch, references, keys, channels, height, width
@@ -90,9 +92,10 @@ def test_references_of_other_resolutions(sizes):
 def test_strips_change_nothing(monkeypatch):
     *inputs, grad = make_inputs(3, 2, 3, 4, 13, 5)
     whole = output_and_gradients(cross_layer_gather, *inputs, grad)
-    image = 4 * 3 * 5 * 13
-    for entries in (4 * 3 * 5 * 4, 1, image, 2 * image):  # 4 rows, 1 row, an image, two images at a time
-        monkeypatch.setattr("acla_nas.ops.gather._STRIP_ENTRIES", entries)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    image = 3 * 5 * 13
+    for keys in (3 * 5 * 4, 1, image, 2 * image):  # 4 rows, 1 row, an image, two images at a time
+        monkeypatch.setattr("acla_nas.ops.gather._STRIP_KEYS", keys)
         assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), whole, 1e-13)
 
 
@@ -119,6 +122,50 @@ def test_identical_from_run_to_run():
     for _ in range(3):
         again = output_and_gradients(cross_layer_gather, *inputs, grad)
         assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+@pytest.mark.parametrize("open_share", [0.0, 0.1, 0.9])
+def test_closed_keys_are_skipped_where_most_are(monkeypatch, open_share):
+    values, offsets, weights, grad = make_inputs(2, 2, 8, 64, 9, 6)
+    closed = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) >= open_share
+    weights = weights.detach().masked_fill(closed, 0).requires_grad_()
+    read = []
+    bags = gather._Keys.bags
+
+    def counted(keys):
+        found = bags(keys)
+        read.append(found.row.numel())
+        return found
+
+    monkeypatch.setattr(gather._Keys, "bags", counted)
+    actual = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    assert_close(actual, expected, 1e-10)
+    all_keys = 4 * weights.numel()
+    assert sum(read) == 2 * (all_keys if open_share > 0.5 else 4 * (~closed).sum())  # forward and backward
+
+
+@pytest.mark.parametrize("reach", [1.0, 30.0])
+def test_a_table_that_holds_part_of_the_image(monkeypatch, reach):
+    """Small enough tables are filled anew as the strips move on; keys that reach too far need all of it."""
+    inputs = make_inputs(1, 2, 3, 4, 31, 5, reach=reach)
+    expected = output_and_gradients(cross_layer_gather_reference, *inputs[:3], inputs[3])
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr(gather, "_STRIP_KEYS", 3 * 5 * 4)
+    monkeypatch.setattr(gather, "_TABLE_BYTES", 16 * 7 * 4 * 8)  # 16 of 35 lines
+    assert_close(output_and_gradients(cross_layer_gather, *inputs[:3], inputs[3]), expected, 1e-10)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 1e30])
+def test_offsets_that_are_no_places_do_no_harm(broken):
+    values, offsets, weights, _ = make_inputs(1, 1, 2, 3, 4, 5, dtype=torch.float32)
+    offsets = offsets.detach()
+    offsets[0, 0, 0, :, 2, 1] = broken
+    out = cross_layer_gather(values, offsets, weights)
+    touched = torch.zeros(4, 5, dtype=torch.bool)
+    touched[2, 1] = True
+    expected = cross_layer_gather(values, offsets.nan_to_num(0, 0, 0), weights)
+    assert torch.equal(out[..., ~touched], expected[..., ~touched])
 
 
 def test_shape_errors_name_the_shapes():
