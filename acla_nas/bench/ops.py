@@ -321,16 +321,19 @@ def _row(case: Case, backward: bool, ceilings: Ceilings, runs: int) -> OpsRow:
 
 def _call(function: Callable[..., Tensor], case: Case, backward: bool) -> Callable[[], object]:
     values, offsets, weights = case.inputs()
-    grad = torch.ones(1, case.channels, case.size, case.size)
 
     def forward() -> Tensor:
         return function(values, offsets, weights)
+
+    if not backward:
+        return forward
+    grad = torch.ones(1, case.channels, case.size, case.size)
 
     def forward_and_backward() -> object:
         with torch.inference_mode(False), torch.enable_grad():
             return torch.autograd.grad(forward(), [*values, offsets, weights], grad)
 
-    return forward_and_backward if backward else forward
+    return forward_and_backward
 
 
 def _bags_alone(case: Case) -> Callable[[], object]:

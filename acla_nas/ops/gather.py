@@ -20,7 +20,7 @@ from torch import Tensor
 from acla_nas.errors import AclaError
 
 _STRIP_KEYS = 1 << 16  # keys of queries worked on at a time, for each thread
-_TABLE_BYTES = 1 << 24  # of a value map laid out for reading, unless a strip's keys reach farther
+_TABLE_BYTES = 1 << 23  # of a value map laid out for reading, unless a strip's keys reach farther
 _PICKING = 256  # time of picking a key out, in values of C read (measured)
 
 
