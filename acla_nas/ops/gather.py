@@ -187,7 +187,7 @@ class _Table:
         line = self.images * self.stride * self.channels * dtype.itemsize
         self._fitting = _TABLE_BYTES // line
         self.is_whole = False
-        if self.height + 4 <= self._fitting:
+        if maps.is_meta or self.height + 4 <= self._fitting:
             self._lay_out(-2, self.height + 2)
 
     def hold(self, first: int, last: int) -> None:
@@ -319,6 +319,8 @@ class _Keys:
     def _skipping_pays(self) -> bool:
         """Whether picking the keys that count costs less than the rows of those that do not."""
         some = self._weight[::16]
+        if some.is_meta:  # shapes without numbers, to count with
+            return False
         zeros = int((some == 0).sum())
         return zeros * self._table.channels > (some.numel() - zeros) * _PICKING
 

@@ -176,3 +176,13 @@ def test_shape_errors_name_the_shapes():
         cross_layer_gather(values, offsets, weights[:, :, :2])
     with pytest.raises(AclaError, match="one C"):
         cross_layer_gather([values[0], values[1][:, :2]], offsets, weights)
+
+
+@pytest.mark.parametrize("size", [8, 4000])
+def test_shapes_without_numbers(size):
+    value, offsets = (
+        torch.empty(1, 3, size, size, device="meta"),
+        torch.empty(1, 1, 2, 2, size, size, device="meta"),
+    )
+    out = cross_layer_gather([value], offsets, torch.empty(1, 1, 2, size, size, device="meta"))
+    assert out.is_meta and out.shape == value.shape
