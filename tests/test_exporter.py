@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 
 import pytest
+import random_weights
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -18,14 +20,7 @@ from acla_nas.exporter import load_weights
 from acla_nas.network import CrossLayerNetwork
 
 SAMPLE = {"insert/1": True, "insert/2": False, "insert/3": True, "keys": 4}
-
-
-def randomize(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    return module
+randomize = functools.partial(random_weights.randomize, scale=0.15)
 
 
 def make_space(scale=2, num_keys=(4, 6), **options):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 
 import pytest
+import random_weights
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,14 +36,7 @@ class UNet(nn.Module):
 
 
 U_PATHS = {1: "head", 2: "down", 3: "middle", 4: "up"}
-
-
-def randomize(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return module
+randomize = functools.partial(random_weights.randomize, scale=0.3)
 
 
 def unet_network(attention="acla", **options):
@@ -59,7 +54,7 @@ def chain(count=3, channels=4):
 def chain_network(count=3, attention="acla", seed=0):
     paths = {j: str(j - 1) for j in range(1, count + 1)}
     network = CrossLayerNetwork.dense(chain(count), paths, attention, num_keys=2, input_shape=(3, 8, 8))
-    return randomize(network, seed).eval()
+    return randomize(network, seed=seed).eval()
 
 
 def image(height=8, width=8, batch=1, seed=0):

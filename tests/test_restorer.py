@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_weights import randomize
 
 import acla_nas
 from acla_nas import Restorer, export, formats, restore, search_spaces
@@ -26,10 +27,7 @@ SAMPLE = {"insert/1": True, "insert/2": True, "keys": 2}
 
 def network_of(space, spread=0.3):
     network = space.freeze(SAMPLE).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.attention.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    randomize(network.attention, spread)
     return network
 
 

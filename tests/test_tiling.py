@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from random_weights import randomize
 from torch import nn
 
 from acla_nas import CrossLayerSpace, search_spaces
@@ -20,10 +21,7 @@ SAMPLE = {"insert/1": True, "insert/2": False, "insert/3": True, "keys": 4}
 
 def derived(space, sample=SAMPLE, spread=0.3):
     network = space.freeze(sample).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.attention.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    randomize(network.attention, spread)
     return network, space.arch(sample)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from planted import CHANNELS, SIZE, make_evaluator
 from pytorch_lightning import seed_everything
+from random_weights import randomize
 from torch import nn
 
 import acla_nas
@@ -35,11 +36,7 @@ def space(request):
     space = search_spaces.edsr(
         2, COUNT, 6, image_range=1.0, input_shape=(3, 7, 9), attention=request.param, **SPACES[request.param]
     )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in space.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return space.double().eval()
+    return randomize(space, 0.2).double().eval()
 
 
 def image():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_weights import randomize
 from torch import nn
 
 from acla_nas import CrossLayerSpace, export, formats, search_spaces
@@ -41,10 +42,7 @@ SPACES = {
 def derived(space, sample=SAMPLE, spread=0.3):
     """The derived network with attention that does something."""
     network = space.freeze(sample).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.attention.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    randomize(network.attention, spread)
     return network
 
 
