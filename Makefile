@@ -13,10 +13,12 @@ help:  ## Say what the targets are
 install: $(INSTALLED)  ## Create .venv and install the package with its development tools
 
 $(INSTALLED): setup.cfg constraints.txt pyproject.toml
+	@echo 'installing into $(VENV): some 2 minutes and 1 GB'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=24' -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'setuptools<81' torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	PYTHONWARNINGS='ignore:Editable installation' \
+		$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)  ## Search, derive, retrain, export and compare a small network, in minutes

@@ -6,7 +6,6 @@ Everything it does is a command that you can type yourself; it prints each one.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import socket
 import subprocess
@@ -17,8 +16,6 @@ from pathlib import Path
 EXPERIMENT = "examples/sr_edsr.yml"
 SETTINGS = "examples/sr_edsr_search.yml"
 RUNS = Path("runs/sr_edsr")
-# nnictl imports pkg_resources, which warns of itself each time.
-ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore:pkg_resources is deprecated"}
 
 
 def main() -> int:
@@ -54,6 +51,7 @@ def main() -> int:
     print(f"architecture  {best / 'arch.json'}")
     print(f"weights       {derived / 'weights.safetensors'}")
     print(f"exported      {derived / 'export' / 'model.pt2'}")
+    print(f"look at it    acla-nas report {derived} models=[{baseline}]")
     return 0
 
 
@@ -106,7 +104,7 @@ def run(*command: str) -> str:
     """Print a command and run it; return what it printed, or end with its exit code if it fails."""
     print(f"$ {shlex.join(command)}", flush=True)
     printed = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             printed += line
