@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import reprlib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ PathName = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Named(BaseModel):
@@ -39,128 +40,121 @@ class Named(BaseModel):
 
 
 class Data(_Section):
-    """Images and patches; each source is a folder or "embedded".
-
-    Attributes:
-        train: images to train on.
-        validation: images that the search's gates learn on, and that are scored after every epoch.
-        test: images that `acla-nas train` and `eval` score.
-        fold: where not None, cross-validation: 1 .. folds, which part of the training images takes the
-            place of the validation images, and is not trained on.
-        folds: how many parts.
-        patch_size: side of the degraded patch, in pixels.
-        batch_size: patches per batch, in all processes together.
-        workers: processes that load data, beside each trainer's own; chosen from the machine where None.
-    """
+    """Images and patches; each source is a folder or "embedded"."""
 
     train: PathName = "embedded"
+    """Images to train on."""
     validation: PathName = "embedded"
+    """Images that the search's gates learn on, and that are scored after every epoch."""
     test: PathName = "embedded"
+    """Images that `train`, `eval` and `report` score and show."""
     fold: int | None = Field(None, ge=1)
+    """Where given, cross-validation: 1 .. folds, the part of the training images to validate with instead."""
     folds: int = Field(5, ge=2)
+    """How many such parts; the one of `fold` is not trained on."""
     patch_size: int = Field(48, ge=1)
+    """Side of the degraded patch, in pixels."""
     batch_size: int = Field(16, ge=1)
+    """Patches per batch, in all processes together."""
     workers: int | None = Field(None, ge=0)
+    """Processes that load data, beside each trainer's own; chosen from the machine where null."""
 
 
 class SearchRecipe(_Section):
-    """How weights are trained while searching; the strategy says for how many epochs.
-
-    See :func:`acla_nas.training.make_evaluator` for what its keys mean.
-    """
+    """How weights are trained while searching; the strategy says for how many epochs."""
 
     steps_per_epoch: int = Field(1000, ge=1)
+    """Batches per epoch."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Of Adam, at the start."""
     loss: Literal["l1", "mse"] = "mse"
+    """In grey levels, 0 .. 255, or their squares."""
     schedule: Literal["cosine", "halve"] = "cosine"
+    """Of the learning rate: to zero over the whole training, or halved every `halve_every` epochs."""
     halve_every: int = Field(200, ge=1)
+    """Epochs, where schedule is halve."""
     gradient_clip: float = Field(0.0, ge=0)
+    """Largest norm of the gradient; none where 0."""
     key_cost: float = Field(0.0, ge=0)
+    """What the mean share of open keys weighs in the loss; it is what closes key gates (docs/results.md)."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Of Lightning; bf16-mixed computes convolutions and products in bfloat16."""
     nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is NaN or infinite does: stop the training, or skip the step."""
 
 
 class TrainRecipe(SearchRecipe):
-    """How a network is trained; a cost of keys is what closes key gates (docs/results.md)."""
+    """How a network is trained."""
 
     epochs: int = Field(1, ge=1)
+    """How many."""
     loss: Literal["l1", "mse"] = "l1"
+    """In grey levels, 0 .. 255, or their squares."""
     key_cost: float = Field(0.03, ge=0)
+    """What the mean share of open keys weighs in the loss; it is what closes key gates (docs/results.md)."""
 
 
 class Scoring(_Section):
-    """How a multi-trial strategy scores a candidate; one-shot strategies do not need it.
-
-    Attributes:
-        weights: a supernet's, which the candidates inherit: the run folder of a one-shot search, or its
-            supernet.safetensors. Where None, every candidate is trained for a short while, with the recipe
-            of ``search``.
-        epochs: of such a short training.
-    """
+    """How a multi-trial strategy scores a candidate; one-shot strategies do not need it."""
 
     weights: PathName | None = None
+    """A supernet's, which candidates inherit: a one-shot search's run folder; where null, each is trained."""
     epochs: int = Field(1, ge=1)
+    """Of the short training of each candidate, with the recipe of `search`."""
 
 
 class Compare(_Section):
-    """What ``acla-nas bench compare`` compares.
-
-    Attributes:
-        variants: see :mod:`acla_nas.bench.compare`; the name of any attention inserts it evenly.
-        seeds: of the repetitions; each stands for ``seed``.
-        tests: folders of test images; ``data.test`` where empty.
-        num_modules: of the variants whose modules are inserted evenly.
-        options: attention -> its options, for all variants that insert it.
-    """
+    """What ``acla-nas bench compare`` compares."""
 
     variants: list[str] = ["bare", "nl", "cla", "cla-i", "cla-k", "acla", "acla-random"]
+    """See acla_nas.bench.compare; the name of any attention inserts it evenly."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
+    """Of the repetitions; each stands for `seed`."""
     tests: list[PathName] = []
+    """Folders of test images; `data.test` where empty."""
     num_modules: int = Field(3, ge=1)
+    """Of the variants whose modules are inserted evenly."""
     options: dict[str, dict[str, Any]] = {}
+    """Attention -> its options, for all variants that insert it."""
 
 
 class Config(_Section):
-    """Everything that a run depends on.
-
-    Attributes:
-        task: name and options: ``{name: super_resolution, scale: 2}``.
-        space: name and options of a search space, its attention's among them.
-        strategy: name and options of a search strategy.
-        data: images and patches.
-        search: the recipe while searching.
-        scoring: of the candidates of a multi-trial strategy.
-        budget: what the found architecture may cost at most, such as "macs<=2e9"; no limit where None.
-        time_limit: minutes after which a search begins no further epoch or trial; no limit where None.
-        train: the recipe for retraining.
-        compare: what a comparison of many trainings consists of.
-        arch: the architecture that ``acla-nas train`` trains: an arch.json, or "bare".
-        models: run folders that ``acla-nas eval`` scores.
-        seed: of everything random.
-        device: "auto", "cpu" or "cuda".
-        devices: processes per machine that a one-shot search or a training is spread over, each with its own
-            GPU if ``device`` is one; see docs/scaling.md.
-        nodes: machines; with more than one, torchrun starts the command on each.
-        run: the folder that the run writes to.
-    """
+    """Everything that a run depends on."""
 
     task: Named = Named(name="super_resolution")
+    """Name and options of a task, such as {name: super_resolution, scale: 2}: `acla-nas list tasks`."""
     space: Named = Named(name="edsr")
+    """Name and options of a search space, its attention's among them: `acla-nas list spaces`."""
     strategy: Named = Named(name="two_stage")
+    """Name and options of a search strategy: `acla-nas list strategies`."""
     data: Data = Data()
+    """Images and patches."""
     search: SearchRecipe = SearchRecipe()
+    """The recipe while searching."""
     scoring: Scoring = Scoring()
+    """Of the candidates of a multi-trial strategy."""
     budget: str | None = None
+    """What the found architecture may cost at most, such as macs<=2e9; no limit where null."""
     time_limit: float | None = Field(None, gt=0)
+    """Minutes after which a search begins no further epoch or trial; no limit where null."""
     train: TrainRecipe = TrainRecipe()
+    """The recipe for retraining."""
     compare: Compare = Compare()
+    """What a comparison of many trainings consists of."""
     arch: PathName = "bare"
+    """The architecture that `train` trains: an arch.json, or bare."""
     models: list[PathName] = Field(default_factory=list)
+    """Run folders that `eval` scores, `export` writes and `report` shows."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Of everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto is cuda where there is one."""
     devices: int = Field(1, ge=1)
+    """Processes per machine that a one-shot search or a training is spread over (docs/scaling.md)."""
     nodes: int = Field(1, ge=1)
+    """Machines; with more than one, torchrun starts the command on each."""
     run: PathName = "runs/run"
+    """The folder that the run writes to."""
 
     def save(self, folder: str | Path) -> Path:
         """Write the resolved configuration as config.yml into a folder, made if missing; return its path.
@@ -170,6 +164,30 @@ class Config(_Section):
         """
         make_run_folder(folder)
         return write_text(Path(folder, "config.yml"), yaml.safe_dump(self.model_dump(), sort_keys=False))
+
+
+def keys() -> dict[str, tuple[Any, str]]:
+    """Return the default and the meaning of every key of a configuration, dotted.
+
+    The options of a task, space and strategy are arguments of what their name says.
+
+    Example:
+        >>> keys()["data.patch_size"]
+        (48, 'Side of the degraded patch, in pixels.')
+    """
+    return _keys(Config, "")
+
+
+def _keys(section: type[BaseModel], prefix: str) -> dict[str, tuple[Any, str]]:
+    known: dict[str, tuple[Any, str]] = {}
+    for name, field in section.model_fields.items():
+        kind, default = field.annotation, field.get_default(call_default_factory=True)
+        if inspect.isclass(kind) and issubclass(kind, _Section):
+            known |= _keys(kind, f"{prefix}{name}.")
+        else:
+            shown = default.model_dump() if isinstance(default, BaseModel) else default
+            known[f"{prefix}{name}"] = shown, field.description or ""
+    return known
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -289,7 +307,7 @@ def build(
         no_member_fits = sum(e["loc"][0] == option for e in error.errors()) > 1
         if no_member_fits or first["type"] == "tuple_type":
             raise AclaError(
-                f"{kind}.{option} must be {known[option][1]}, not {_short(options[option])}"
+                f"{kind}.{option} must be {_as_yaml(known[option][1])}, not {_short(options[option])}"
             ) from None
         raise AclaError(_explain(".".join([kind, *map(str, first["loc"])]), first)) from None
     try:
@@ -318,6 +336,11 @@ def _argument_fields(make: Callable[..., Any]) -> dict[str, tuple[Any, str]]:
                 hint = Any
             fields[name] = hint, getattr(annotation, "__name__", str(annotation))
     return fields
+
+
+def _as_yaml(annotation: str) -> str:
+    """Return an annotation's text with tuples as the lists that YAML has: tuple[int, int] is [int, int]."""
+    return re.sub(r"tuple(?=\[)", "a list ", annotation)
 
 
 def _takes_any(make: Callable[..., Any]) -> bool:

@@ -71,12 +71,19 @@ def _show_how_to_go_on() -> None:
 def cli() -> None:
     """Find where cross-layer attention pays in an image-restoration network, and ship the result.
 
-    Every command takes a YAML file and overrides of its keys:
+    From images to a deployed network; CONFIG is a YAML file, and overrides of its keys follow it:
 
     \b
-      acla-nas search examples/sr_edsr_search.yml strategy.cost_weight=0.3
-      acla-nas train  examples/sr_edsr_search.yml arch=runs/sr_edsr/arch.json run=runs/derived
-      acla-nas eval   examples/sr_edsr_search.yml models=[runs/derived]
+      acla-nas search  CONFIG data.train=images/train run=runs/found
+      acla-nas train   CONFIG arch=runs/found/arch.json run=runs/derived
+      acla-nas train   CONFIG arch=bare run=runs/baseline
+      acla-nas eval    CONFIG models=[runs/baseline,runs/derived]
+      acla-nas report  runs/derived
+      acla-nas export  CONFIG models=[runs/derived]
+      acla-nas restore runs/derived photo.jpg photo_x2.png
+
+    examples/ has configurations; `acla-nas search CONFIG --dry-run` prints all keys with their values, and
+    `acla-nas list keys` what they mean.
     """
 
 
@@ -106,7 +113,8 @@ def search(config: str, overrides: tuple[str, ...], budget: str | None, dry_run:
 
     Another strategy.name leaves out the options that CONFIG has for its own. A search that was stopped goes
     on when the command is given again. --dry-run prints the resolved configuration, the positions, what
-    the architectures cost, and how much is to be done.
+    the architectures cost, how much is to be done and how long it takes. `acla-nas list keys` says what
+    each key means.
 
     As the trial command of an NNI experiment it takes the trial's parameters as further overrides, and
     reports the validation PSNR to NNI.
@@ -119,7 +127,7 @@ def search(config: str, overrides: tuple[str, ...], budget: str | None, dry_run:
 @_command
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; the lines of the run go to stderr.")
 def train(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Retrain a derived architecture, or the bare backbone, and score it.
+    """Retrain what was found, or the bare backbone; score it.
 
     \b
       acla-nas train examples/sr_edsr_search.yml arch=runs/mine/arch.json run=runs/derived
@@ -133,7 +141,9 @@ def train(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 @_command
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
 def eval_(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Score models on test images: PSNR and SSIM, per image and mean, the naive baseline first.
+    """Score models on test images, in PSNR and SSIM.
+
+    Per image and mean, the naive baseline first:
 
     \b
       acla-nas eval examples/sr_edsr_search.yml models=[runs/baseline,runs/derived] data.test=Set5
@@ -153,7 +163,9 @@ def eval_(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the files of each model.")
 def export(config: str, overrides: tuple[str, ...], formats: tuple[str, ...], as_json: bool) -> None:
-    """Write the network of each run folder into RUN/export, for use without acla_nas.
+    """Write the network of a run for use without acla_nas.
+
+    Into RUN/export, for each of the models:
 
     \b
       acla-nas export examples/sr_edsr_search.yml models=[runs/derived]
@@ -186,7 +198,7 @@ def export(config: str, overrides: tuple[str, ...], formats: tuple[str, ...], as
     type=click.Choice(["fail", "skip", "replace"]),
     default="fail",
     show_default=True,
-    help="Files that are there already.",
+    help="What to do with files that are there already.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: files, overlap and what it guarantees.")
 def restore(
@@ -199,7 +211,7 @@ def restore(
     existing: str,
     as_json: bool,
 ) -> None:
-    """Restore an image, or all images of a folder, of any size.
+    """Restore an image, or a folder of them, of any size.
 
     MODEL is a run folder, or a file that `export` wrote. IN is an image or a folder; OUT a file, or a folder.
 
@@ -219,7 +231,7 @@ def restore(
 
 @cli.group()
 def data() -> None:
-    """Get image sets, check them, and make the low-resolution images of super-resolution."""
+    """Get image sets, check them, make low-resolution images."""
 
 
 @data.command()
@@ -227,7 +239,9 @@ def data() -> None:
 @click.option("--against", metavar="DIR", help="Test images, which must not be among those of DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: str, against: str | None, as_json: bool) -> None:
-    """Count the images of a folder, and say which are damaged or there twice; exit code 1 if some are.
+    """Find damaged images and those that are there twice.
+
+    Counts the images of a folder; exit code 1 if something is wrong:
 
     \b
       acla-nas data check DIV2K/train
@@ -244,7 +258,9 @@ def check(folder: str, against: str | None, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.argument("folder", metavar="[DIR]", default="data")
 def fetch(name: str | None, folder: str) -> None:
-    """Download a published image set into DIR (data); without NAME list them, with their licences.
+    """Download a published image set, or list them.
+
+    Into DIR, the folder data by default; without NAME it lists the sets with their licences:
 
     \b
       acla-nas data fetch
@@ -262,11 +278,19 @@ def fetch(name: str | None, folder: str) -> None:
 @data.command()
 @click.argument("folder", metavar="DIR")
 @click.argument("target", metavar="OUT")
-@click.option("--scale", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--scale", type=click.IntRange(2), default=2, show_default=True, help="How much smaller.")
 @click.option("--suffix", help="After each name; x2 at scale 2 by default, as in DIV2K.")
-@click.option("--existing", type=click.Choice(["fail", "skip", "replace"]), default="fail", show_default=True)
+@click.option(
+    "--existing",
+    type=click.Choice(["fail", "skip", "replace"]),
+    default="fail",
+    show_default=True,
+    help="What to do with files that are there already.",
+)
 def lr(folder: str, target: str, scale: int, suffix: str | None, existing: str) -> None:
-    """Write each image of DIR smaller into OUT, as MATLAB's bicubic imresize does, pixel for pixel.
+    """Write low-resolution images as MATLAB's imresize does.
+
+    Each image of DIR into OUT, bicubic, pixel for pixel:
 
     \b
       acla-nas data lr Set5 Set5_LR/X2
@@ -281,7 +305,7 @@ def lr(folder: str, target: str, scale: int, suffix: str | None, existing: str) 
 
 @cli.group()
 def bench() -> None:
-    """Compare: with the paper's tables, and variants of attention with one another."""
+    """Compare with the paper's tables, and measure."""
 
 
 @bench.command()
@@ -290,7 +314,7 @@ def bench() -> None:
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Of table 12.")
 @click.option("--runs", type=click.IntRange(1), default=7, show_default=True, help="Of table 12.")
 def table(number: int, as_json: bool, device: str, runs: int) -> None:
-    """Regenerate a table of the paper's beside its figures.
+    """Print a table of the paper's, ours beside its figures.
 
     Tables 4, 5, 6, 7, 8 and 11 give parameters and multiply-accumulates, at once; table 12 measures
     inference times here.
@@ -307,7 +331,9 @@ def table(number: int, as_json: bool, device: str, runs: int) -> None:
 @bench.command()
 @_takes_config
 def compare(config: str, overrides: tuple[str, ...]) -> None:
-    """Train variants of attention alike, over several seeds, and write the table of their scores.
+    """Train variants of attention alike, over several seeds.
+
+    Writes the table of their scores:
 
     \b
       acla-nas bench compare examples/compare_sr.yml
@@ -326,7 +352,9 @@ def compare(config: str, overrides: tuple[str, ...]) -> None:
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each network.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
 def latency(config: str, overrides: tuple[str, ...], architectures: int, runs: int, as_json: bool) -> None:
-    """Compare the latency model with networks that are run: random architectures of the search space.
+    """Compare the latency model with networks that are run.
+
+    With random architectures of the search space:
 
     \b
       acla-nas bench latency examples/sr_edsr_search.yml
@@ -344,7 +372,9 @@ def latency(config: str, overrides: tuple[str, ...], architectures: int, runs: i
 @_takes_config
 @click.option("--architectures", type=click.IntRange(2), default=12, show_default=True, help="How many.")
 def ranking(config: str, overrides: tuple[str, ...], architectures: int) -> None:
-    """Score random architectures by inherited weights and by a training of each; print how the ranks agree.
+    """Say whether a supernet ranks networks as training does.
+
+    Random architectures, each scored by inherited weights and by a training of its own:
 
     \b
       acla-nas search CONFIG strategy.name=random_one_shot run=runs/supernet
@@ -361,7 +391,9 @@ def ranking(config: str, overrides: tuple[str, ...], architectures: int) -> None
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each function.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
 def ops(runs: int, as_json: bool) -> None:
-    """Measure the operator: beside its peers, as the image grows, and its memory.
+    """Measure the operator's time and memory.
+
+    Beside its peers, and as the image grows:
 
     \b
       acla-nas bench ops
@@ -379,7 +411,9 @@ def ops(runs: int, as_json: bool) -> None:
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each network.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
 def infer(device: str, runs: int, as_json: bool) -> None:
-    """Measure inference: EDSR with ACLA at five positions beside the bare network.
+    """Measure inference of EDSR with and without ACLA.
+
+    With modules at five positions:
 
     \b
       acla-nas bench infer
@@ -397,7 +431,9 @@ def infer(device: str, runs: int, as_json: bool) -> None:
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Batches and steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
 def bench_data(config: str, overrides: tuple[str, ...], runs: int, as_json: bool) -> None:
-    """Measure whether loading patches keeps up with training: patches loaded and used up in a second.
+    """Measure whether loading patches keeps up with training.
+
+    Patches loaded, and patches used up, in a second:
 
     \b
       acla-nas bench data examples/sr_edsr_search.yml
@@ -412,12 +448,29 @@ def bench_data(config: str, overrides: tuple[str, ...], runs: int, as_json: bool
 
 @bench.command(name="strategies")
 @_takes_config
-@click.option("--other", "others", multiple=True, default=("random", "nsga2"), show_default=True)
-@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, default=(0, 1, 2), show_default=True)
+@click.option(
+    "--other",
+    "others",
+    multiple=True,
+    default=("random", "nsga2"),
+    show_default=True,
+    help="A strategy beside that of CONFIG; may be given several times.",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0),
+    multiple=True,
+    default=(0, 1, 2),
+    show_default=True,
+    help="May be given several times.",
+)
 def bench_strategies(
     config: str, overrides: tuple[str, ...], others: tuple[str, ...], seeds: tuple[int, ...]
 ) -> None:
-    """Search with several strategies, each for as long as that of CONFIG takes; train what they find.
+    """Compare strategies that search for equally long.
+
+    Each for as long as that of CONFIG takes; what they find is trained:
 
     \b
       acla-nas bench strategies examples/sr_edsr_search.yml --other random --other nsga2 run=runs/strategies
@@ -438,7 +491,9 @@ class _RunFirst(click.Group):
 
 @cli.group(cls=_RunFirst, subcommand_metavar="RUN [KEY=VALUE]... | COMMAND ...")
 def report() -> None:
-    """Show what a run did and what its network does: RUN's whole story as one HTML file.
+    """Write the whole story of a run as one HTML file.
+
+    What it did, and what its network does:
 
     \b
       acla-nas report runs/mine
@@ -454,7 +509,7 @@ def report() -> None:
 @click.argument("run", metavar="RUN")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def page(run: str, overrides: tuple[str, ...]) -> None:
-    """Write the report of a run folder; `page` may be left out.
+    """Write a run's report; the word `page` may be left out.
 
     \b
       acla-nas report runs/derived
@@ -472,7 +527,9 @@ def page(run: str, overrides: tuple[str, ...]) -> None:
 @report.command()
 @_takes_config
 def keys(config: str, overrides: tuple[str, ...]) -> None:
-    """Draw the keys that a query pixel selects in each layer it refers to, above those of CLNL.
+    """Draw which keys a pixel reads in each layer.
+
+    Above those that CLNL, attention to all pixels, weighs most:
 
     \b
       acla-nas report keys examples/sr_edsr_search.yml models=[runs/derived] out=keys.png
@@ -492,7 +549,9 @@ def keys(config: str, overrides: tuple[str, ...]) -> None:
 @click.option("--budget", metavar="COST<=NUMBER", help="Pick the best candidate within it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
 def front(run: str, budget: str | None, as_json: bool) -> None:
-    """Print the candidates of a multi-trial search; pick the best within a budget.
+    """Print the candidates of a multi-trial search.
+
+    Picks the best within a budget, if one is given:
 
     \b
       acla-nas report front runs/front
@@ -509,16 +568,23 @@ def front(run: str, budget: str | None, as_json: bool) -> None:
 
 @cli.command(name="list")
 @click.argument(
-    "kind", required=False, type=click.Choice(["spaces", "strategies", "attentions", "costs", "tasks"])
+    "kind",
+    required=False,
+    type=click.Choice(["keys", "spaces", "strategies", "attentions", "costs", "tasks"]),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(kind: str | None, as_json: bool) -> None:
-    """Show what can be named in a configuration, with one line each: ours, and those of installed plugins.
+    """Show the spaces, strategies, attentions, costs and tasks.
+
+    All that a configuration can name, ours and those of installed plugins:
 
     \b
       acla-nas list
       acla-nas list costs
+      acla-nas list keys
       acla-nas list --json
+
+    `list keys` shows all keys of a configuration, with their defaults and what they mean.
 
     Something of one's own needs no listing: any name may be MODULE:NAME of a file in the current folder.
     """

@@ -6,10 +6,14 @@ import json
 from typing import Any
 
 import click
+import yaml
 
 
 def run(kind: str | None, as_json: bool) -> None:
-    """Print the names of one kind, or of all kinds, each with the first line of its docstring."""
+    """Print the names of one kind or of all, with the first lines of their docstrings; or the keys."""
+    if kind == "keys":
+        _list_keys(as_json)
+        return
     from acla_nas import attention, cost, strategies, tasks
     from acla_nas.registry import Registry
     from acla_nas.search_spaces import registry as search_spaces
@@ -36,3 +40,17 @@ def run(kind: str | None, as_json: bool) -> None:
             click.echo(f"{chr(10) if i else ''}{name} ({kinds[name][0]}=NAME)")
         for part, line in parts.items():
             click.echo(f"{'' if kind else '  '}{part:<{width}}  {line}".rstrip())
+
+
+def _list_keys(as_json: bool) -> None:
+    """Print every key of a configuration with its default and meaning."""
+    from acla_nas.config import keys
+
+    known = keys()
+    if as_json:
+        rows = [{"name": name, "default": value, "summary": line} for name, (value, line) in known.items()]
+        click.echo(json.dumps({"keys": rows}, indent=2))
+        return
+    for name, (value, line) in known.items():
+        written = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        click.echo(f"{name}: {written}\n    {line}")

@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from acla_nas import attention, cost, search_spaces, strategies, tasks
+from acla_nas.config import Config
 
 Run = Callable[..., tuple[int, str, str]]
 KINDS = {
@@ -93,9 +95,26 @@ def test_as_json(run: Run) -> None:
     assert json.loads(run("list", "costs", "--json")[1]) == {"costs": found["costs"]}
 
 
+def test_every_key_of_a_configuration_is_listed_with_its_meaning(run: Run) -> None:
+    code, out, err = run("list", "keys")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[lines.index("data.patch_size: 48") + 1] == "    Side of the degraded patch, in pixels."
+    assert "task: {name: super_resolution}" in lines and "arch: bare" in lines and "budget: null" in lines
+    rows = json.loads(run("list", "keys", "--json")[1])["keys"]
+    assert all(row["summary"].endswith(".") for row in rows)
+
+    def leaves(content: dict[str, Any], prefix: str = "") -> set[str]:
+        sections = {key for key, value in content.items() if isinstance(value, dict) and "name" not in value}
+        own = {f"{prefix}{key}" for key in content if key not in sections or key == "options"}
+        return own.union(*(leaves(content[key], f"{prefix}{key}.") for key in sections - {"options"}))
+
+    assert {row["name"] for row in rows} == leaves(Config().model_dump())
+
+
 def test_an_unknown_kind(run: Run) -> None:
     code, _, err = run("list", "cost")
-    assert code == 2 and "'cost' is not one of 'spaces', 'strategies'" in err
+    assert code == 2 and "'cost' is not one of 'keys', 'spaces', 'strategies'" in err
 
 
 def test_bench_latency(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
