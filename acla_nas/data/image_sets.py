@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from acla_nas.data.images import SUFFIXES
 from acla_nas.durable import write_text
@@ -79,6 +79,8 @@ def _div2k(folder: str, size: int, sha256: str) -> Part:
     return Part(Archive(f"{_ETHZ}{folder}.zip", size, f"sha256:{sha256}"), folder, folder)
 
 
+# Checksums are copied from where they are published; where none is, it is None, and that of what came first
+# is noted. We compared none of them with a download: the servers could not be reached from here.
 # Sizes and SHA-256 as TensorFlow Datasets has them.
 _TRAIN = _div2k(
     "DIV2K_train_HR", 3530603713, "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335"
@@ -86,7 +88,7 @@ _TRAIN = _div2k(
 _VALID = _div2k(
     "DIV2K_valid_HR", 448993893, "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc"
 )
-# MD5 as torchSR has it.
+# MD5 as torchSR has it (torchsr/datasets).
 _BENCHMARK = Archive(
     "https://cv.snu.ac.kr/research/EDSR/benchmark.tar", None, "md5:4ace41d33c2384b97e6b320cd0afd6ba"
 )
@@ -201,8 +203,8 @@ def _download(archive: Archive, path: Path, progress: Callable[[int, int | None]
                         break  # it is refused below
     except requests.RequestException as error:
         raise AclaError(
-            f"cannot download {archive.url}: {_short(error)}; give the command again, which goes on from "
-            f"{done:,} bytes"
+            f"cannot download {archive.url}: {_why(error)}; {done:,} bytes are here: give the command again, "
+            f"which goes on, or download it elsewhere and put it into {path.parent}"
         ) from None
     if total is not None and done != total:
         more = done > total
@@ -322,5 +324,20 @@ def _check_disk(folder: Path, needed: int, name: str) -> None:
         )
 
 
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:160] or type(error).__name__
+def _why(error: Any) -> str:
+    """Say in a few words why a download failed; what requests itself says is long, and about its classes."""
+    import requests
+
+    if error.response is not None:
+        return f"the server answers {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy cannot be reached (HTTPS_PROXY)"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate cannot be verified (REQUESTS_CA_BUNDLE)"
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke"
+    if isinstance(error, requests.ConnectionError):
+        return "the server cannot be reached from here"
+    return f"{type(error).__name__}: {error}"

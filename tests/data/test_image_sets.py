@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import socket
 import tarfile
 import threading
 import zipfile
@@ -250,11 +251,29 @@ def test_mistakes(serve, server, monkeypatch, tmp_path):
         fetch("div2", tmp_path)
     serve("mine.zip", b"")
     del server.files["mine.zip"]
-    with pytest.raises(AclaError, match=r"cannot download .*404"):
+    with pytest.raises(AclaError, match=r"cannot download .*: the server answers 404 Not Found; 0 bytes"):
         fetch("mine", tmp_path)
     serve("mine.zip", b"", size=10**18)
     with pytest.raises(AclaError, match=r"needs 2000000000\.0 GB to be downloaded and unpacked"):
         fetch("mine", tmp_path)
+
+
+def test_a_server_that_cannot_be_reached(monkeypatch, tmp_path):
+    """The error is one line whose remedies are true: a file brought by hand is verified and unpacked."""
+    with socket.socket() as closed:  # bound, and not listening
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/gone.zip"
+        part = Part(Archive(url, None, None), "HR", "Gone")
+        monkeypatch.setitem(SETS, "gone", ImageSet("Gone", "all mine", "nowhere", (part,)))
+        with pytest.raises(AclaError) as told:
+            fetch("gone", tmp_path)
+        assert str(told.value) == (
+            f"cannot download {url}: the server cannot be reached from here; 0 bytes are here: give the "
+            f"command again, which goes on, or download it elsewhere and put it into {tmp_path}"
+        )
+        (tmp_path / "gone.zip").write_bytes(zipped({"HR/a.png": png(1)}))
+        [folder] = fetch("gone", tmp_path)
+        assert [path.name for path in folder.iterdir()] == ["a.png"]
 
 
 def test_every_set_says_where_it_is_from_and_on_which_terms():
