@@ -58,3 +58,17 @@ class LiveDisplay:
     def _at(self, done: float) -> int:
         """Return the number of the epoch or trial that is under way."""
         return min(int(done) + 1, self.total)
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration in words, as precisely as an estimate is worth.
+
+    Example:
+        >>> shown_duration(12.3), shown_duration(3600), shown_duration(36_000), shown_duration(950_000)
+        ('12 s', '60 min', '10.0 h', '11 days')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"

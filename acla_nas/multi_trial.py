@@ -26,7 +26,7 @@ from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.exporter import copied_weights, save_weights
 from acla_nas.interruption import stop_if_asked
-from acla_nas.live import LiveDisplay
+from acla_nas.live import LiveDisplay, shown_duration
 from acla_nas.proposals import Decisions, Proposals, counts
 from acla_nas.run_record import say
 from acla_nas.study_storage import FILE, open_storage, quiet_optuna
@@ -402,10 +402,11 @@ class _Search:
             top = {"quality": quality, "cost": cost} if best is None or leads else best.user_attrs
             self._display.update(index, f"best {top['quality']:.2f} at {top['cost']:.3g} {self.cost.unit}")
         each = (time.monotonic() - self._begun) / max(1, self._scored)
+        left = self.trials - index
         say(
             f"trial {index}/{self.trials}  {_shown(self.decisions.sample(params))}  quality {quality:.2f}  "
-            f"cost {cost:.3g} {self.cost.unit}  best {_shown(self.decisions.sample(so_far))}  "
-            f"about {each * (self.trials - index) / 60:.0f} min left"
+            f"cost {cost:.3g} {self.cost.unit}  best {_shown(self.decisions.sample(so_far))}"
+            + (f"  about {shown_duration(each * left)} left" if left else "")
         )
 
 

@@ -14,6 +14,7 @@ from acla_nas.cost import CostModel, LatencyCost
 from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.data import list_images
 from acla_nas.experiment import choose_device, make_space, make_strategy, make_task, validation_images
+from acla_nas.live import shown_duration
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training.memory import free_bytes, plan_memory, step_seconds
@@ -102,7 +103,7 @@ class SearchPlan:
         if self.memory is not None and self.seconds is not None:
             lines["memory"] = self.memory.removeprefix("memory: ")
             lines["time"] = (
-                f"about {_duration(self.seconds)} of training steps, without the scoring of epochs"
+                f"about {shown_duration(self.seconds)} of training steps, without the scoring of epochs"
             )
         width = max(map(len, lines))
         summary = [f"{name:<{width}}  {value}" for name, value in lines.items()]
@@ -182,12 +183,6 @@ def _estimate(config: Config, space: CrossLayerSpace, strategy: Any) -> tuple[st
     plan = plan_memory(network, image, batch, free_bytes(device))
     epochs = getattr(strategy, "max_epochs", 0) + getattr(strategy, "search_epochs", 0)
     return plan.text(), epochs * config.search.steps_per_epoch * step_seconds(network, image, batch)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _bounds(space: CrossLayerSpace, model: Any) -> CostBounds | None:

@@ -96,7 +96,8 @@ class Registry(Generic[T]):
         if ":" in name:
             raise AclaError(
                 f"{self.kind} {name!r} is code of one's own, and an architecture's file must not decide what "
-                f"is imported: name it in the configuration, or call {self.group}.get({name!r}) first"
+                f"is imported: name it in the configuration, or call {self.group}.get({name!r}) first; to "
+                "restore, give an exported file, such as RUN/export/model.pt2"
             )
         plugins = self._plugins()
         if name not in plugins:

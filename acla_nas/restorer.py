@@ -275,7 +275,8 @@ def plan(source: str | Path, target: str | Path, *, existing: str = "fail") -> l
     if there and existing == "fail":
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise AclaError(
-            f"{there[0]}{more} exists already: say existing=skip or replace, or give another target"
+            f"{there[0]}{more} exists already: give another target, or let existing files be skipped or "
+            "replaced (--existing, in Python existing=)"
         )
     return [(path, to) for path, to in pairs if existing != "skip" or not to.exists()]
 

@@ -60,7 +60,7 @@ def test_a_search_shows_its_figures(space, images, console):
     acla_nas.search(space, TwoStage(epochs=(1, 1)), make_evaluator(SuperResolution(2), **recipe(images)))
     shown = console.file.getvalue()
     assert "epoch 1/2" in shown and "epoch 2/2" in shown and "left" in shown
-    assert "dB  cost" in shown and "open gates" in shown
+    assert "dB  expected cost" in shown and "open gates" in shown
 
 
 def test_it_goes_away_when_a_training_fails(space, images, console):

@@ -227,8 +227,8 @@ def test_export_imports_nothing_that_a_file_names(own: str) -> None:
         export(stored(own, space={"name": name, "options": {}}))
     assert str(error.value) == (
         f"search space {name!r} is code of one's own, and an architecture's file must not decide what is "
-        f"imported: name it in the configuration, or call acla_nas.search_spaces.get({name!r}) first; "
-        "or give export(arch, backbone=...)"
+        f"imported: name it in the configuration, or call acla_nas.search_spaces.get({name!r}) first; to "
+        "restore, give an exported file, such as RUN/export/model.pt2; or give export(arch, backbone=...)"
     )
     for part in (f"{own}:Halved", f"se+{own}:Halved"):
         with pytest.raises(AclaError, match=r"must not decide what is imported.*acla_nas\.attention\.get"):

@@ -216,7 +216,7 @@ def test_nothing_is_overwritten_silently(run_folder, tmp_path):
     Image.fromarray(noise(12, 16)).save(image)
     kept = tmp_path / "out.png"
     kept.write_text("dear to me")
-    with pytest.raises(AclaError, match=r"out\.png exists already: say existing=skip or replace"):
+    with pytest.raises(AclaError, match=r"out\.png exists already: give another target, or let"):
         restore(run_folder, image, kept)
     assert restore(run_folder, image, kept, existing="skip") == []
     assert kept.read_text() == "dear to me"

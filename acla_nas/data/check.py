@@ -37,16 +37,18 @@ class Check:
 
     Attributes:
         folder: that was checked.
+        other: the folder that it was compared with, if any.
         count: images that can be read.
         smallest: (W, H) of the one with the fewest pixels.
         largest: (W, H) of the one with the most.
         sizes: "WxH" -> how many, the most frequent first.
-        damaged: file -> why it cannot be read.
+        damaged: file, of either folder -> why it cannot be read.
         within: pairs in the folder.
         against: pairs with the other folder, that none may be in if one is for training, one for tests.
     """
 
     folder: str
+    other: str | None
     count: int
     smallest: tuple[int, int]
     largest: tuple[int, int]
@@ -73,7 +75,10 @@ class Check:
         lines += [f"damaged: {path}: {why}" for path, why in self.damaged.items()]
         for name, pairs in (("twice", self.within), ("in both", self.against)):
             lines += [f"{name}: {first} and {second}{_how(distance)}" for first, second, distance in pairs]
-        return "\n".join(lines if not self.is_clean else [*lines, "none is damaged, none is there twice"])
+        if self.is_clean:
+            apart = f", none is in {self.other}" if self.other is not None else ""
+            lines.append(f"none is damaged, none is there twice{apart}")
+        return "\n".join(lines)
 
 
 def _how(distance: int) -> str:
@@ -114,11 +119,12 @@ def check_images(folder: str | Path, against: str | Path | None = None) -> Check
     own = _read(list_images(folder, "train"), damaged)
     if not own:
         raise AclaError(f"none of the images in {folder} can be read")
-    other = [] if against is None else _read(list_images(against, "test"), {})
+    other = [] if against is None else _read(list_images(against, "test"), damaged)
     by_area = sorted((seen.size for seen in own), key=lambda size: size[0] * size[1])
     sizes = Counter(f"{width}x{height}" for width, height in by_area)
     return Check(
         str(folder),
+        None if against is None else str(against),
         len(own),
         by_area[0],
         by_area[-1],

@@ -103,7 +103,7 @@ def list_images(source: str | Path, split: str) -> list[Path]:
     if source == "embedded":
         return embedded_images(split)
     folder = Path(os.path.expanduser(source))
-    remedy = f"set data.{split}=DIR to a folder with png/jpg/... images or data.{split}=embedded"
+    remedy = f"give a folder with png/jpg/... images or embedded, in a configuration data.{split}=DIR"
     if not folder.exists():
         raise AclaError(f"image folder {source} does not exist; {remedy}")
     if not folder.is_dir():

@@ -43,7 +43,10 @@ def write_low_resolution(
     pairs = [(path, Path(target, f"{path.stem}{suffix}.png")) for path in list_images(folder, "train")]
     there = [to for _, to in pairs if to.exists()]
     if there and existing == "fail":
-        raise AclaError(f"{there[0]} exists already: say existing=skip or replace, or give another folder")
+        raise AclaError(
+            f"{there[0]} exists already: give another folder, or let existing files be skipped or replaced "
+            "(--existing, in Python existing=)"
+        )
     for path, to in pairs:
         if existing == "skip" and to.exists():
             continue

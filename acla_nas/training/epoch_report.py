@@ -50,7 +50,7 @@ class EpochReport(pl.Callback):
     def figures(self) -> str:
         """Return the newest figures in a few words; nothing before the first epoch has ended."""
         row = self.history[-1] if self.history else {}
-        shown = {"val_psnr": "PSNR {:.2f} dB", "cost": "cost {:.3g}", "open": "{:.0f} open gates"}
+        shown = {"val_psnr": "PSNR {:.2f} dB", "cost": "expected cost {:.3g}", "open": "{:.0f} open gates"}
         return "  ".join(text.format(row[name]) for name, text in shown.items() if name in row)
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,5 +109,5 @@ def network_of(module: pl.LightningModule) -> Any:
 
 def _format(row: dict[str, Any]) -> str:
     shown = {"val_psnr": "PSNR {:.2f} dB", "train_loss": "loss {:.3f}", "open": "open gates {:.0f}"}
-    shown |= {"cost": "cost {:.3g}", "temperature": "temperature {:.2f}", "seconds": "{:.0f} s"}
+    shown |= {"cost": "expected cost {:.3g}", "temperature": "temperature {:.2f}", "seconds": "{:.0f} s"}
     return "  ".join(text.format(row[name]) for name, text in shown.items() if name in row)

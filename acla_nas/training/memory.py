@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from acla_nas.live import shown_duration
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.run_record import say
 from acla_nas.training.processes import from_main, is_main
@@ -193,6 +194,8 @@ class FitMemory(pl.Callback):
         self.network.recompute, self.network.micro_batch = plan.recompute, plan.micro_batch
         if self.show and is_main():
             seconds = step_seconds(self.network, image, self.batch_size)
-            say(f"{plan.text()}; about {seconds:.2g} s a step")
+            epochs = (trainer.max_epochs or 0) - trainer.current_epoch
+            in_all = shown_duration(epochs * int(trainer.num_training_batches) * seconds)
+            say(f"{plan.text()}; about {seconds:.2g} s a step, at least {in_all} in all")
         for name, buffer in self.network.named_buffers():  # such as running means
             buffer.copy_(buffers[name])

@@ -20,6 +20,7 @@ def test_check(run: Run, images: Path, tmp_path: Path) -> None:
     code, out, err = run("data", "check", str(images), "--against", str(tmp_path / "test"))
     assert (code, err) == (1, "") and out.count("in both: ") == 3
     code, out, _ = run("data", "check", str(images), "--against", str(tmp_path / "test"), "--json")
+    assert json.loads(out)["other"] == str(tmp_path / "test")
     assert code == 1 and len(json.loads(out)["against"]) == 3
 
 

@@ -24,7 +24,7 @@ def test_clean_folders(tmp_path):
         save_image(photo, tmp_path / ("a" if i % 2 else "b") / f"{i}.png")
     check = check_images(tmp_path / "a", against=tmp_path / "b")
     assert check.is_clean and check.count == len(photos()) // 2
-    assert check.text().endswith("none is damaged, none is there twice")
+    assert check.text().endswith(f"none is damaged, none is there twice, none is in {tmp_path / 'b'}")
 
 
 def test_counts_and_sizes(tmp_path):
@@ -45,6 +45,9 @@ def test_damaged_files_are_named(tmp_path):
     check = check_images(tmp_path)
     assert check.count == 1 and {Path(path).name for path in check.damaged} == {"text.png", "half.png"}
     assert "damaged: " in check.text() and "not an image" in check.text()
+    (tmp_path / "train").mkdir()
+    shutil.copy(tmp_path / "whole.png", tmp_path / "train" / "other.png")
+    assert len(check_images(tmp_path / "train", against=tmp_path).damaged) == 2  # of the other folder
     (tmp_path / "whole.png").unlink()
     with pytest.raises(AclaError, match="none of the images"):
         check_images(tmp_path)

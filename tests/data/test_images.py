@@ -110,6 +110,6 @@ def test_missing_and_empty_folders_are_named_with_the_remedy(tmp_path: Path) -> 
         text = str(error.value)
         assert f"image folder {tmp_path / name}" in text and problem in text
         assert text.endswith(
-            "set data.validation=DIR to a folder with png/jpg/... images or data.validation=embedded"
+            "give a folder with png/jpg/... images or embedded, in a configuration data.validation=DIR"
         )
         assert "\n" not in text

@@ -40,7 +40,7 @@ def test_published_pixels(shared_data, scale, tmp_path):
 def test_nothing_is_overwritten_silently(hr, tmp_path):
     first = list(write_low_resolution(hr, tmp_path / "lr", 2, suffix=""))
     first[1].write_text("dear to me")
-    with pytest.raises(AclaError, match=r"0\.png exists already: say existing=skip"):
+    with pytest.raises(AclaError, match=r"0\.png exists already: give another folder, or let"):
         list(write_low_resolution(hr, tmp_path / "lr", 2, suffix=""))
     assert list(write_low_resolution(hr, tmp_path / "lr", 2, suffix="", existing="skip")) == []
     assert first[1].read_text() == "dear to me"

@@ -121,7 +121,7 @@ def test_numbers_out_of_range(images: Path, name: str) -> None:
 
 
 def test_no_images(tmp_path: Path) -> None:
-    with pytest.raises(AclaError, match=r"holds no images .* set data\.train=DIR"):
+    with pytest.raises(AclaError, match=r"holds no images .* data\.train=DIR"):
         evaluator_of(tmp_path, validation="embedded")
 
 
