@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.training.checkpoint import Checkpoint
+from acla_nas.training.out_of_memory import is_out_of_memory
 from acla_nas.training.processes import is_main
 
 
@@ -110,7 +111,7 @@ def told_in_one_line(trainer: pl.Trainer) -> Iterator[None]:
         ) from error
     except (RuntimeError, MemoryError) as error:
         told = str(error)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in told:
+        if is_out_of_memory(error):
             reason = (told.splitlines() or ["MemoryError"])[0][:160]
             raise AclaError(
                 f"no memory is left ({reason}); {_last_good(trainer)}: use a smaller data.batch_size or "

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from acla_nas.live import shown_duration
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.run_record import say
+from acla_nas.training.out_of_memory import in_words, smaller_groups
 from acla_nas.training.processes import from_main, is_main
 
 _STATES = 4  # of each weight: itself, its gradient, and Adam's two means
@@ -49,10 +50,7 @@ class MemoryPlan:
         fits = "fits" if self.plain <= _USABLE * self.free else "does not fit"
         line = f"memory: about {_shown(self.plain)} for a training step, {_shown(self.free)} free: {fits}"
         if self.recompute:
-            how = "attention is computed again in the backward pass"
-            if self.micro_batch is not None:
-                how += f", {self.micro_batch} patches at a time"
-            line += f"; {how}: about {_shown(self.needed)}"
+            line += f"; {in_words(self.micro_batch)}: about {_shown(self.needed)}"
         return line if self.fits else f"{line}, which does not fit either: use a smaller data.patch_size"
 
 
@@ -93,12 +91,11 @@ def plan_memory(network: CrossLayerNetwork, image: Tensor, batch_size: int, free
 
     plain = needed(False, batch_size)
     plan = MemoryPlan(False, None, plain, plain, free)
-    sizes = [batch_size // n for n in range(1, batch_size + 1) if batch_size % n == 0]
-    for size in sizes:
-        if plan.fits:
+    while not plan.fits:
+        size = smaller_groups(batch_size, plan.micro_batch) if plan.recompute else None
+        if plan.recompute and size is None:
             break
-        micro_batch = None if size == batch_size else size
-        plan = MemoryPlan(True, micro_batch, needed(True, size), plain, free)
+        plan = MemoryPlan(True, size, needed(True, size or batch_size), plain, free)
     return plan
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from acla_nas.attention.acla import open_key_shares
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.nni_nas import LightningModule
+from acla_nas.training.out_of_memory import affordable_loss
 
 # Losses are in grey levels (0 .. 255), so that lambda weighs against errors of the size the paper has.
 _LOSSES = {"l1": F.l1_loss, "mse": F.mse_loss}
@@ -61,15 +62,23 @@ class RestorationModule(LightningModule):
         return self.model(lq)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of patches."""
+        """Return the loss of a batch of patches, as :func:`affordable_loss` gives it."""
         lq, hq = batch
-        with open_key_shares() as shares:
-            loss = _LOSSES[self.loss](self(lq) * 255, hq * 255)
-        if shares:
+        open_keys: Tensor | None = None
+
+        def compute() -> Tensor:
+            nonlocal open_keys
+            with open_key_shares() as shares:
+                loss = _LOSSES[self.loss](self(lq) * 255, hq * 255)
+            if not shares:
+                return loss
             share = torch.stack(shares).mean()
-            self.log("open_keys", share.detach(), on_step=False, on_epoch=True, sync_dist=True)
-            if self.key_cost:
-                loss = loss + self.key_cost * share
+            open_keys = share.detach()
+            return loss + self.key_cost * share if self.key_cost else loss
+
+        loss = affordable_loss(self.model, len(lq), compute)
+        if open_keys is not None:
+            self.log("open_keys", open_keys, on_step=False, on_epoch=True, sync_dist=True)
         self.log("train_loss", loss.detach(), prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
