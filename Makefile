@@ -1,11 +1,12 @@
 # All of the project's habits. Each target sets up what it needs: `make test` works on a fresh clone.
 
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint format types docs wheel clean
+.PHONY: help install demo test test-slow test-oldest test-newest lint format types docs wheel clean
 
 help:  ## Say what the targets are
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +30,16 @@ test: $(INSTALLED)  ## The fast tests
 
 test-slow: $(INSTALLED)  ## The slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-oldest:  ## The fast tests with the oldest Python and packages that setup.cfg allows
+	$(OLDEST_PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[dev]'
+	build/oldest/bin/python -m pytest -n 2 -m 'not slow'
+
+test-newest:  ## The fast tests with the newest packages that setup.cfg allows
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --upgrade -e '.[dev]'
+	build/newest/bin/python -m pytest -n 2 -m 'not slow'
 
 lint: $(INSTALLED)  ## Lint and check the format
 	$(BIN)/ruff check .

@@ -363,7 +363,7 @@ def derived():
 
 def test_torch_export_agrees(derived):
     network, x, expected = derived
-    exported = torch.export.export(network, (x,)).module()
+    exported = torch.export.export(network, (x,), strict=False).module()
     assert (exported(x) - expected).abs().max() <= 1e-5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def test_what_a_record_holds(tmp_path, monkeypatch):
         assert command["ended"] is None and command["end"] is None
     record = load_record(tmp_path)
     assert (record["seed"], record["versions"]["acla-nas"]) == (7, __version__)
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == metadata.version("torch")
     assert record["device"] == f"cpu ({torch.get_num_threads()} threads)"
     (command,) = record["commands"]
     assert command["command"] == "acla-nas search 'my config.yml' run=runs/x"

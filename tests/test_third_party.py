@@ -452,7 +452,7 @@ def exported_network():
 @pytest.mark.parametrize("name", ["unet", "swinir"])
 def test_torch_export(name, exported_network):
     network, x = exported_network(name), torch.rand(1, 3, 16, 12)
-    program = torch.export.export(network, (x,)).module()
+    program = torch.export.export(network, (x,), strict=False).module()
     torch.testing.assert_close(program(x), network(x), rtol=0, atol=1e-5)
 
 
