@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from acla_nas import export, formats, search_spaces
 from acla_nas.cli import main
+from acla_nas.data.image_sets import SETS, Archive, ImageSet, Part
 from acla_nas.errors import AclaError
 from acla_nas.exporter import read_weights, save_model
 
@@ -145,8 +147,9 @@ def test_a_pickle_within_a_program(
     with zipfile.ZipFile(tmp_path / "model.pt2") as good, zipfile.ZipFile(tmp_path / "evil.pt2", "w") as bad:
         for name in good.namelist():
             part = good.read(name)
+            # Where PyTorch keeps the weights depends on its version.
             if (where == "sample inputs" and "sample_inputs" in name) or (
-                where == "weights" and name.endswith("weights/weight_0")
+                where == "weights" and name.endswith(("weights/weight_0", "weights/model.pt"))
             ):
                 part = evil.getvalue()
             elif where == "weights" and name.endswith("model_weights_config.json"):
@@ -155,3 +158,47 @@ def test_a_pickle_within_a_program(
     with pytest.raises(AclaError, match=r"evil\.pt2 holds code in .*, and is not loaded"):
         formats.load(tmp_path / "evil.pt2")
     refused("restore", str(tmp_path / "evil.pt2"), str(images / "a.png"), str(tmp_path / "out.png"))
+
+
+def _zip(name: str, *, link: bool = False) -> bytes:
+    file, member = io.BytesIO(), zipfile.ZipInfo(name)
+    if link:
+        member.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("HR/good.png", b"good")
+        archive.writestr(member, b"/etc/passwd")
+    return file.getvalue()
+
+
+def _tar(name: str, *, link: bool = False) -> bytes:
+    file, member = io.BytesIO(), tarfile.TarInfo(name)
+    if link:
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(member, io.BytesIO())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (_zip("HR/../../trace"), "would be written outside"),
+        (_zip("HR/..\\..\\trace"), "would be written outside"),
+        (_zip("/tmp/trace"), "would be written outside"),
+        (_zip("HR/a.png", link=True), "holds a link, 'HR/a.png'"),
+        (_tar("../trace"), "would be written outside"),
+        (_tar("/tmp/trace"), "would be written outside"),
+        (_tar("HR/a.png", link=True), "holds a link or device, 'HR/a.png'"),
+    ],
+)
+def test_an_archive_that_writes_elsewhere(
+    refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, told: str
+) -> None:
+    part = Part(Archive("http://nowhere.invalid/mine.archive", None, None), "HR", "Mine")
+    monkeypatch.setitem(SETS, "mine", ImageSet("Mine", "all mine", "nowhere", (part,)))
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "mine.archive").write_bytes(content)  # as it has been downloaded
+    assert told in refused("data", "fetch", "mine", str(folder))
+    assert not (folder / "Mine").exists() and not Path("/tmp/trace").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name == "trace" or path.is_symlink()]

@@ -190,39 +190,20 @@ def test_an_unknown_checksum_is_noted_and_kept_to(serve, server, tmp_path):
             assert told in said[-1]
 
 
-def link(name, target):
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = tarfile.SYMTYPE, target
-    return member
-
-
-LINK = zipfile.ZipInfo("HR/link.png")
-LINK.external_attr = 0o120777 << 16
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (
-            zipped({**GOOD, "HR/../../evil.png": b"evil"}),
-            r"'HR/../../evil.png', which would be written outside",
-        ),
-        (zipped({**GOOD, "/tmp/evil.png": b"evil"}), "would be written outside"),
-        (zipped({**GOOD, "HR/..\\..\\evil.png": b"evil"}), "would be written outside"),
-        (tarred([(tarfile.TarInfo("../evil.png"), b"evil")]), "would be written outside"),
-        (tarred([(link("HR/a.png", "/etc/passwd"), b"")]), "holds a link or device, 'HR/a.png'"),
-        (zipped({**GOOD, LINK: b"/etc/passwd"}), "holds a link, 'HR/link.png'"),
         (zipped({"LR/a.png": b"a"}), "holds no images in HR"),
         (b"PK\x03\x04 nothing more", "is damaged"),
     ],
 )
 def test_archives_that_are_not_unpacked(content, told, serve, tmp_path):
+    """For those that mean harm see tests/test_security.py."""
     serve("mine.archive", content)
     inner = tmp_path / "a" / "b"
     with pytest.raises(AclaError, match=told):
         fetch("mine", inner)
     assert not (inner / "Mine").exists()
-    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name or path.is_symlink()]
 
 
 def test_an_archive_that_unpacks_to_far_more_than_its_size(serve, tmp_path):
