@@ -147,6 +147,8 @@ class Config(_Section):
     """Run folders that `eval` scores, `export` writes and `report` shows."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of everything random."""
+    deterministic: bool = False
+    """Deterministic algorithms only: a GPU repeats a run to the last bit too, as a CPU does; slower."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto is cuda where there is one."""
     devices: int = Field(1, ge=1)
@@ -181,9 +183,9 @@ def keys() -> dict[str, tuple[Any, str]]:
 def _keys(section: type[BaseModel], prefix: str) -> dict[str, tuple[Any, str]]:
     known: dict[str, tuple[Any, str]] = {}
     for name, field in section.model_fields.items():
-        kind, default = field.annotation, field.get_default(call_default_factory=True)
-        if inspect.isclass(kind) and issubclass(kind, _Section):
-            known |= _keys(kind, f"{prefix}{name}.")
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, _Section):
+            known |= _keys(type(default), f"{prefix}{name}.")
         else:
             shown = default.model_dump() if isinstance(default, BaseModel) else default
             known[f"{prefix}{name}"] = shown, field.description or ""

@@ -37,6 +37,7 @@ from acla_nas.study_storage import FILE as TRIALS
 from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
 from acla_nas.training.checkpoint import forget, previous
+from acla_nas.training.deterministic import deterministic
 from acla_nas.training.processes import from_main, is_main
 
 if TYPE_CHECKING:
@@ -394,7 +395,8 @@ def _begun(config: Config, checkpoint: Path) -> Iterator[None]:
 
     SIGINT and SIGTERM end it between two steps. What is unfinished in the folder must be of the same run.
     """
-    with locked(config.run) if is_main() else nullcontext(), stoppable():
+    algorithms = deterministic() if config.deterministic else nullcontext()
+    with locked(config.run) if is_main() else nullcontext(), stoppable(), algorithms:
         if is_main():
             _check_unfinished(config, checkpoint)
             config.save(config.run)
