@@ -78,7 +78,7 @@ def _with_gradients(compute: Callable[[], Tensor], leaves: list[nn.Parameter]) -
         return loss
     with torch.autocast(loss.device.type, enabled=False):  # which is for the forward pass
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return _Loss.apply(loss.detach(), list(gradients), *leaves)  # type: ignore[no-any-return]
+    return _Loss.apply(loss.detach(), list(gradients), *leaves)
 
 
 def smaller_groups(batch_size: int, size: int | None) -> int | None:
