@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acla_nas.errors import AclaError
-from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference, gather
+from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference, gather, table
 from acla_nas.ops.gather import _grid_sample_form
 
 SHAPES = [  # batch, references, keys, channels, height, width
@@ -95,7 +95,7 @@ def test_strips_change_nothing(monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     image = 3 * 5 * 13
     for keys in (3 * 5 * 4, 1, image, 2 * image):  # 4 rows, 1 row, an image, two images at a time
-        monkeypatch.setattr("acla_nas.ops.gather._STRIP_KEYS", keys)
+        monkeypatch.setattr(gather, "_STRIP_KEYS", keys)
         assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), whole, 1e-13)
 
 
@@ -130,14 +130,14 @@ def test_closed_keys_are_skipped_where_most_are(monkeypatch, open_share):
     closed = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) >= open_share
     weights = weights.detach().masked_fill(closed, 0).requires_grad_()
     read = []
-    bags = gather._Keys.bags
+    bags = gather.Keys.bags
 
-    def counted(keys):
-        found = bags(keys)
-        read.append(found.row.numel())
-        return found
+    def counted(keys, weight):
+        for found in bags(keys, weight):
+            read.append(found.row.numel())
+            yield found
 
-    monkeypatch.setattr(gather._Keys, "bags", counted)
+    monkeypatch.setattr(gather.Keys, "bags", counted)
     actual = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
     expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
     assert_close(actual, expected, 1e-10)
@@ -145,14 +145,16 @@ def test_closed_keys_are_skipped_where_most_are(monkeypatch, open_share):
     assert sum(read) == 2 * (all_keys if open_share > 0.5 else 4 * (~closed).sum())  # forward and backward
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("reach", [1.0, 30.0])
-def test_a_table_that_holds_part_of_the_image(monkeypatch, reach):
+def test_a_table_that_holds_part_of_the_image(monkeypatch, reach, together):
     """Small enough tables are filled anew as the strips move on; keys that reach too far need all of it."""
     inputs = make_inputs(1, 2, 3, 4, 31, 5, reach=reach)
     expected = output_and_gradients(cross_layer_gather_reference, *inputs[:3], inputs[3])
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    monkeypatch.setattr(gather, "_STRIP_KEYS", 3 * 5 * 4)
-    monkeypatch.setattr(gather, "_TABLE_BYTES", 16 * 7 * 4 * 8)  # 16 of 35 lines
+    monkeypatch.setattr(gather, "_STRIP_KEYS", together * 3 * 5 * 4)
+    monkeypatch.setattr(gather, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(table, "_TABLE_BYTES", 16 * 7 * 4 * 8)  # 16 of 35 lines
     assert_close(output_and_gradients(cross_layer_gather, *inputs[:3], inputs[3]), expected, 1e-10)
 
 
