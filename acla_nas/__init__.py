@@ -1,5 +1,17 @@
 """Neural architecture search for cross-layer attention in image restoration, on NNI and PyTorch.
 
+From a backbone to the derived network, a plain ``nn.Module``::
+
+    space = acla_nas.search_spaces.edsr(scale=2)             # or CrossLayerSpace(your_network, "body.*")
+    task = acla_nas.tasks.SuperResolution(scale=2)
+    evaluator = acla_nas.training.make_evaluator(task, train="DIV2K/train", loss="mse")
+    result = acla_nas.search(space, acla_nas.strategies.TwoStage(epochs=(20, 40)), evaluator)
+    model = acla_nas.export(result.arch, weights=result.weights)
+
+Each has its own ``help()``: :func:`search`, :class:`CrossLayerSpace`, :func:`export`, :class:`Arch`,
+:func:`restore`; the packages ``search_spaces``, ``strategies``, ``attention``, ``cost``, ``tasks``, ``data``
+and ``training`` hold the parts, and ``formats`` the files for deployment.
+
 Everything public is imported on first use, so that ``acla-nas --help`` needs no PyTorch and a
 deployed network needs no NNI.
 """

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Figures(ProgressColumn):
+    """The newest figures; the one column that gives way in a narrow terminal."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
 class LiveDisplay:
@@ -34,7 +42,7 @@ class LiveDisplay:
             BarColumn(bar_width=10),  # with it the line fits into 80 columns
             TimeRemainingColumn(compact=True),
             TextColumn("[dim]left[/]"),
-            TextColumn("{task.fields[figures]}"),
+            _Figures(),
             console=console,
             transient=True,
             speed_estimate_period=3600,  # whole epochs, with the scoring at their ends

@@ -15,8 +15,8 @@ from acla_nas.tasks import SuperResolution
 from acla_nas.training import make_evaluator
 
 
-def terminal():
-    return Console(file=io.StringIO(), force_terminal=True, width=110, color_system=None)
+def terminal(width=110):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
 
 
 def test_what_it_shows(capsys):
@@ -29,6 +29,15 @@ def test_what_it_shows(capsys):
     assert "epoch 2/4" in shown and "epoch 3/4" in shown and "PSNR 30.10 dB  3 open gates" in shown
     assert "a line of the run\n" in shown and shown.endswith("\x1b[2K")  # taken away, the cursor is back
     assert "\x1b[?25h" in shown
+
+
+def test_in_a_narrow_terminal_the_figures_give_way():
+    console = terminal(width=50)
+    display = LiveDisplay("epoch", 200, done=1, console=console)
+    display.update(2.5, "PSNR 30.10 dB  expected cost 5.54e+07  3 open gates")
+    display.close()
+    [shown] = [line for line in console.file.getvalue().splitlines() if "epoch 3/200" in line]
+    assert "left PSNR 30.10" in shown and "…" in shown and "gates" not in shown
 
 
 def test_nothing_in_a_pipe():

@@ -14,13 +14,14 @@ from acla_nas.tasks import Task
 from acla_nas.training.epoch_report import EpochReport, network_of
 
 _PICTURES = 10  # of each kind in a training: as many as TensorBoard shows
+_TAG = "degraded, restored, original"
 
 
 class TrainingPictures(pl.Callback):
     """Adds pictures to TensorBoard after some ten of the epochs, the last among them.
 
     ``probabilities`` has the probability of a module at every position over all epochs so far, of a search;
-    ``restored`` a part of the first validation image: degraded, restored, original, from left to right. A
+    ``degraded, restored, original`` a part of the first validation image as it says, from left to right. A
     chart of all positions' probabilities, as lines, is under "Custom scalars".
 
     Args:
@@ -52,7 +53,7 @@ class TrainingPictures(pl.Callback):
             crop = restore_crop(self.task, self.validation[0], network, device=str(pl_module.device))
             row = (shown(crop.degraded, self.task.scale), crop.restored["restored"], crop.original)
             colour = [np.broadcast_to(image, (*image.shape[:2], 3)) for image in row]  # where one is grey
-            writer.add_image("restored", np.concatenate(colour, axis=1), epoch, dataformats="HWC")
+            writer.add_image(_TAG, np.concatenate(colour, axis=1), epoch, dataformats="HWC")
 
 
 def is_due(epoch: int, epochs: int) -> bool:

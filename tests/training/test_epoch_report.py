@@ -126,7 +126,7 @@ def test_line_per_epoch(images: Path, module: Module, capsys: pytest.CaptureFixt
     report = EpochReport(SuperResolution(2), [])
     report.on_fit_start(None, None)  # type: ignore[arg-type]
     after_epoch(report, module, 0, train_loss=0.5, open=3, cost=1234567.0, temperature=2)
-    expected = "epoch 1/2  loss 0.500  open gates 3  expected cost 1.23e+06  temperature 2.00  0 s\n"
+    expected = "epoch 1/2  loss 0.5  open gates 3  expected cost 1.23e+06  0 s\n"
     assert capsys.readouterr().out == expected
     report.show = False
     after_epoch(report, module, 1)

@@ -35,11 +35,13 @@ def test_of_a_search(images, tmp_path, space):
     evaluator = make_evaluator(SuperResolution(2), **recipe(images, tmp_path))
     acla_nas.search(space, TwoStage(epochs=(1, 1)), evaluator, show=False)
     seen = events(tmp_path)
-    assert seen.Tags()["images"] == ["probabilities", "restored"]
+    assert seen.Tags()["images"] == ["probabilities", "degraded, restored, original"]
     assert [picture.step for picture in seen.Images("probabilities")] == [1, 2]
     scalars = {"train_loss", "val_psnr", "cost", "derived_cost", "open", "temperature"}
     assert scalars | {"probability/01", "probability/02"} <= set(seen.Tags()["scalars"])
-    picture = np.array(Image.open(io.BytesIO(seen.Images("restored")[0].encoded_image_string)))
+    picture = np.array(
+        Image.open(io.BytesIO(seen.Images("degraded, restored, original")[0].encoded_image_string))
+    )
     assert picture.shape == (48, 3 * 32, 3)
     degraded, restored, original = np.split(picture.astype(float), 3, axis=1)
     assert np.abs(degraded - original).mean() < np.abs(restored - original).mean()  # untrained as it is
@@ -50,8 +52,8 @@ def test_of_a_training(images, tmp_path, space):
     network = space.freeze({"insert/1": True, "insert/2": False, "keys": 2})
     train(network, make_evaluator(SuperResolution(2), epochs=11, **recipe(images, tmp_path)))
     seen = events(tmp_path)
-    assert seen.Tags()["images"] == ["restored"]
-    assert [picture.step for picture in seen.Images("restored")] == [2, 4, 6, 8, 10, 11]
+    assert seen.Tags()["images"] == ["degraded, restored, original"]
+    assert [picture.step for picture in seen.Images("degraded, restored, original")] == [2, 4, 6, 8, 10, 11]
 
 
 def test_nothing_is_drawn_without_a_folder(images, tmp_path, space, monkeypatch):
