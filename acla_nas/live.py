@@ -39,7 +39,7 @@ class LiveDisplay:
             return
         self._progress = Progress(
             TextColumn(f"{unit} {{task.fields[at]}}/{total}"),
-            BarColumn(bar_width=10),  # with it the line fits into 80 columns
+            BarColumn(bar_width=5),  # with it the line fits into 80 columns
             TimeRemainingColumn(compact=True),
             TextColumn("[dim]left[/]"),
             _Figures(),

@@ -108,6 +108,6 @@ def network_of(module: pl.LightningModule) -> Any:
 
 
 def _format(row: dict[str, Any]) -> str:
-    shown = {"val_psnr": "PSNR {:.2f} dB", "train_loss": "loss {:.5g}", "open": "open gates {:.0f}"}
+    shown = {"val_psnr": "PSNR {:.2f} dB", "train_loss": "loss {:.4g}", "open": "open gates {:.0f}"}
     shown |= {"cost": "expected cost {:.3g}", "seconds": "{:.0f} s"}
     return "  ".join(text.format(row[name]) for name, text in shown.items() if name in row)
