@@ -1,4 +1,4 @@
-"""SIGKILL at any moment of a search, a retraining or a multi-trial search: resumed, it ends as without.
+"""SIGKILL at any moment of a search, a retraining, a multi-trial search or a comparison: it ends as without.
 
 As a script it kills at as many random moments of each stage as it is told, and says what it has seen:
 
@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from acla_nas import durable, experiment
+from acla_nas.bench.compare import Comparison
 from acla_nas.config import Config, parse_config
 from acla_nas.data import imresize, save_image
 from acla_nas.exporter import save_weights
@@ -64,12 +65,29 @@ def retrain(config: Config) -> None:
     Path(config.run, "scores.txt").write_text(repr(scores))
 
 
+def compare(config: Config) -> None:
+    for _ in Comparison(config).run():
+        pass
+
+
 ONE_SHOT = {"name": "two_stage", "epochs": [STAGE_1, STAGE_2], "cost_weight": 0.1}
+COMPARISON = {
+    "strategy": {**ONE_SHOT, "epochs": [1, 1], "initial_alpha": 5.0},
+    "train": {"epochs": 2, "steps_per_epoch": STEPS, "learning_rate": 1e-3},
+    "space": {"name": "edsr", "num_blocks": 3, "num_channels": 4, "num_keys": 2},
+    "compare": {
+        "variants": ["bare", "acla"],
+        "seeds": [0],
+        "num_modules": 1,
+        "options": {"acla": {"gate_noise": True}},
+    },
+}
 STAGES = [
     Stage("stage 1", search, {"strategy": ONE_SHOT}, 1, 1 + STAGE_1),
     Stage("stage 2", search, {"strategy": ONE_SHOT}, 1 + STAGE_1, 1 + STAGE_1 + STAGE_2),
     Stage("retraining", retrain, {}, 1, 7),
     Stage("multi-trial", search, {"strategy": {"name": "tpe", "trials": 4, "cost": "params"}}, 1, 5),
+    Stage("comparison", compare, COMPARISON, 1, 10),
 ]
 
 
@@ -150,10 +168,19 @@ def same(run: Path, expected: Path) -> None:
             tensors = load_file(run / name)
             for key, value in load_file(expected / name).items():
                 assert torch.equal(tensors[key], value), f"{name}: {key}"
+        elif name == "results.jsonl":
+            assert _runs_without_seconds(run / name) == _runs_without_seconds(expected / name)
         elif name == "metrics.csv":
             assert _without_seconds(run / name) == _without_seconds(expected / name)
         else:
             assert (run / name).read_bytes() == (expected / name).read_bytes(), name
+    for kind in ("searches", "models"):  # of a comparison
+        for folder in (expected / kind).glob("*"):
+            same(run / kind / folder.name, folder)
+
+
+def _runs_without_seconds(path: Path) -> list[dict[str, Any]]:
+    return [{**json.loads(line), "seconds": None} for line in path.read_text().splitlines()]
 
 
 def _without_seconds(path: Path) -> list[list[str]]:

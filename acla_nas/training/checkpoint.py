@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from acla_nas._version import __version__
 from acla_nas.durable import replacing
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.interruption import asked, install_handlers, stop_if_asked
@@ -44,13 +45,22 @@ class Checkpoint(pl.callbacks.Checkpoint):
     Args:
         path: of the file; a new one replaces it only once it is safely on the disk. The one before is kept
             beside it, see :func:`previous`.
+
+    Attributes:
+        restored: has the training begun, with what an earlier one had left, if anything?
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.restored = False
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note who writes it."""
+        checkpoint["acla-nas"] = __version__
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See that all processes have found the same checkpoint, or none."""
+        self.restored = True
         epoch, of_main = trainer.current_epoch, from_main(lambda: trainer.current_epoch)
         if epoch != of_main:
             raise AclaError(

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from acla_nas._version import __version__
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.training.checkpoint import Checkpoint
 from acla_nas.training.out_of_memory import is_out_of_memory
@@ -96,8 +97,8 @@ def told_in_one_line(trainer: pl.Trainer) -> Iterator[None]:
         trainer: of the training, which knows its checkpoint.
 
     Raises:
-        AclaError: no memory is left, a process that loads data has died, or the system cannot read or
-            write a file.
+        AclaError: no memory is left, a process that loads data has died, the system cannot read or write a
+            file, or a checkpoint is of a training that this one cannot go on with.
     """
     try:
         yield
@@ -122,13 +123,37 @@ def told_in_one_line(trainer: pl.Trainer) -> Iterator[None]:
                 f"a process that loads data has died ({dead[0].rstrip('.')}); {_last_good(trainer)}: give "
                 "the command again, with fewer data.workers if memory is short"
             ) from error
+        _refuse_checkpoint(trainer, error)
         raise
+    except (LookupError, TypeError, ValueError) as error:
+        if not isinstance(error, AclaError):
+            _refuse_checkpoint(trainer, error)
+        raise
+
+
+def _refuse_checkpoint(trainer: pl.Trainer, error: Exception) -> None:
+    """Raise AclaError where it was in going on from a checkpoint that an error came."""
+    written = _written(trainer)
+    if written is None or written.restored or trainer.ckpt_path is None:
+        return
+    by = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True).get(
+        "acla-nas", "an earlier one"
+    )
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    raise AclaError(
+        f"cannot go on from checkpoint {trainer.ckpt_path}, which acla_nas {by} has written; this is "
+        f"{__version__} ({reason}): go on with that version, or remove the file to begin anew"
+    ) from error
+
+
+def _written(trainer: pl.Trainer) -> Checkpoint | None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, Checkpoint)), None)
 
 
 def _last_good(trainer: pl.Trainer) -> str:
     """Say what there is to go on from."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    path = next((c.path for c in callbacks if isinstance(c, Checkpoint)), None)
-    if path is None or not path.exists():
+    written = _written(trainer)
+    if written is None or not written.path.exists():
         return "no checkpoint is there yet"
-    return f"the last good checkpoint is {path}, of epoch {trainer.current_epoch}"
+    return f"the last good checkpoint is {written.path}, of epoch {trainer.current_epoch}"

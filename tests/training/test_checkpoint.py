@@ -161,6 +161,28 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("how", ["another weight", "no optimizer", "another optimizer"])
+def test_a_checkpoint_of_another_version_is_an_error(how: str, images: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.ckpt"
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(checkpoint, images, 1)
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["acla-nas"] == acla_nas.__version__
+    content["acla-nas"] = "0.0.7"
+    if how == "another weight":
+        content["state_dict"] = {f"old.{name}": w for name, w in content["state_dict"].items()}
+    elif how == "no optimizer":
+        del content["optimizer_states"]
+    else:
+        content["optimizer_states"][0]["param_groups"][0]["params"].append(99)
+    torch.save(content, checkpoint)
+    with pytest.raises(AclaError) as error:
+        trained(checkpoint, images)
+    told = str(error.value)
+    assert f"cannot go on from checkpoint {checkpoint}, which acla_nas 0.0.7 has written; this is" in told
+    assert "\n" not in told and "remove the file to begin anew" in told
+
+
 def test_a_finished_training_is_not_repeated_where_its_checkpoint_is_kept(
     images: Path, tmp_path: Path
 ) -> None:
