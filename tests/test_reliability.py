@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_experiment import tiny
 
@@ -135,3 +137,58 @@ def test_a_trial_whose_manager_has_died(images: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run" / "gone" / "trial_0"
     assert "seed: 3" in (run / "config.yml").read_text() and (run / "arch.json").exists()
+
+
+# In namespaces of its own, with no network but the loopback, and whose processes end with the first.
+ISOLATED = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+OUTLIVE = """
+ip link set lo up
+nnictl create --config experiment.yml --port 18080
+for i in $(seq 60); do [ -s run/*/trial_0/metrics.csv ] && break; sleep 0.5; done
+kill -9 $(pgrep -f '[m]ain.js --port 18080')
+for i in $(seq 60); do [ -s run/*/trial_0/summary.json ] && break; sleep 0.5; done
+sleep 1
+pgrep -f '[m]ain.js' || echo no manager is left
+"""
+
+
+def isolated() -> bool:
+    tools = all(map(shutil.which, ("unshare", "ip", "pgrep", "nnictl")))
+    return tools and subprocess.run([*ISOLATED, "ip", "link", "set", "lo", "up"]).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.system() != "Linux", reason="needs namespaces of Linux")
+def test_a_trial_outlives_its_manager(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment of nnictl's, whose manager is killed while its trial searches."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not isolated():
+        pytest.skip("this user cannot make namespaces")
+    config = tiny(images, tmp_path / "run", strategy={"epochs": [2, 8]}, search={"steps_per_epoch": 40})
+    experiment_ = {
+        "searchSpace": {"seed": {"_type": "choice", "_value": [5]}},
+        "tuner": {"name": "Random"},
+        "trialCommand": f"{sys.executable} -m acla_nas search {config.save(tmp_path / 'config')}",
+        "trialCodeDirectory": str(tmp_path),
+        "trialConcurrency": 1,
+        "maxTrialNumber": 1,
+        "trainingService": {"platform": "local"},
+        "experimentWorkingDirectory": str(tmp_path / "nni"),
+    }
+    (tmp_path / "experiment.yml").write_text(yaml.safe_dump(experiment_))
+    done = subprocess.run(
+        [*ISOLATED, "bash", "-c", OUTLIVE],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.endswith("no manager is left\n"), done.stdout + done.stderr
+    (run,) = tmp_path.glob("run/*/trial_0")
+    assert json.loads((run / "run.json").read_text())["commands"][-1]["end"] == "finished"
+    assert "seed: 5" in (run / "config.yml").read_text() and len(rows(run)) == 10
+
+
+def rows(run: Path) -> list[str]:
+    return (run / "metrics.csv").read_text().splitlines()[1:]
