@@ -5,6 +5,7 @@ OLDEST_PYTHON ?= python3.10
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TRITON := $(VENV)/.triton
 
 .PHONY: help install demo test test-slow test-oldest test-newest lint format types docs wheel clean
 
@@ -22,13 +23,18 @@ $(INSTALLED): setup.cfg constraints.txt pyproject.toml
 		$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
+# For the tests of the GPU's kernels alone: 700 MB, which PyTorch's CUDA builds bring with them.
+$(TRITON): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'triton; platform_system == "Linux"'
+	touch $@
+
 demo: $(INSTALLED)  ## Search, derive, retrain, export and compare a small network, in minutes
 	PATH="$(abspath $(BIN)):$$PATH" python examples/demo.py
 
-test: $(INSTALLED)  ## The fast tests
+test: $(TRITON)  ## The fast tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: $(INSTALLED)  ## The slow tests
+test-slow: $(TRITON)  ## The slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-oldest:  ## The fast tests with the oldest Python and packages that setup.cfg allows

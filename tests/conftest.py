@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+if not torch.cuda.is_available():  # Triton's kernels are interpreted: to be said before it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import numpy as np
 import pytest
-import torch
 
 from acla_nas import attention, cost, search_spaces, strategies, tasks
 from acla_nas.data import imresize, save_image

@@ -7,12 +7,15 @@ at a time, so that what is worked on stays near the cores and does not grow with
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from acla_nas.errors import AclaError
 from acla_nas.ops.table import Keys, Table
@@ -51,6 +54,10 @@ def cross_layer_gather(values: Sequence[Tensor], offsets: Tensor, weights: Tenso
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return _grid_sample_form(values, offsets, weights)
     _check_shapes(values, offsets, weights)
+    if torch.compiler.is_compiling():
+        from acla_nas.ops.compiled import gather
+
+        return gather(list(values), offsets, weights)
     result: Tensor = _Gather.apply(offsets, weights, *values)
     return result
 
@@ -75,11 +82,45 @@ def _check_shapes(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) ->
 
 
 class _Gather(torch.autograd.Function):
-    """The fast form with a backward of its own, which saves nothing but the arguments."""
+    """The operator with a backward of its own, which saves nothing but the arguments."""
 
     @staticmethod
     def forward(ctx: Any, offsets: Tensor, weights: Tensor, *values: Tensor) -> Tensor:
         ctx.save_for_backward(offsets, weights, *values)
+        return _form(values, offsets, weights).forward(values, offsets, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        offsets, weights, *values = ctx.saved_tensors
+        form = _form(values, offsets, weights)
+        return tuple(form.backward(grad, values, offsets, weights, ctx.needs_input_grad))
+
+
+def _form(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Any:
+    """Return what computes the sum and its gradients: Triton's kernels on a GPU, where they are to be had."""
+    if _has_triton(offsets.device):
+        from acla_nas.ops import gather_triton
+
+        if gather_triton.is_supported(values, offsets, weights):
+            return gather_triton
+    return _Plain
+
+
+@functools.cache
+def _has_triton(device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+class _Plain:
+    """The fast form in plain PyTorch, for every device."""
+
+    @staticmethod
+    def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tensor:
         batch, _, _, _, height, width = offsets.shape
         out = values[0].new_empty(batch, height, width, values[0].shape[1])
         for images, group, all_rows in _parts(offsets, values):
@@ -95,12 +136,14 @@ class _Gather(torch.autograd.Function):
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, weights, *values = ctx.saved_tensors
-        needs_offsets, needs_weights, *needs_values = ctx.needs_input_grad
+    def backward(
+        grad: Tensor, values: Sequence[Tensor], offsets: Tensor, weights: Tensor, needed: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Return the gradients of offsets, weights and values, in this order; None where not needed."""
+        needs_offsets, needs_weights, *needs_values = needed
         batch, channels = values[0].shape[:2]
         compute = torch.promote_types(values[0].dtype, torch.float32)
-        grad = grads[0].permute(0, 2, 3, 1)  # B x H x W x C
+        grad = grad.permute(0, 2, 3, 1)  # B x H x W x C
         grad_offsets = torch.empty_like(offsets) if needs_offsets else None
         grad_weights = torch.empty_like(weights) if needs_weights else None
         grad_values = [
@@ -123,7 +166,7 @@ class _Gather(torch.autograd.Function):
                 if grad_offsets is not None:
                     _keys_last(grad_offsets[images, group, :, :, rows]).copy_(of_offsets)
         of_values = (g if g is None else g.permute(0, 3, 1, 2) for g in grad_values)
-        return grad_offsets, grad_weights, *of_values
+        return [grad_offsets, grad_weights, *of_values]
 
 
 def _parts(offsets: Tensor, values: Sequence[Tensor]) -> Iterator[tuple[slice, slice, list[slice]]]:

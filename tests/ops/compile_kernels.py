@@ -1,0 +1,96 @@
+"""Compiles the Triton kernels for a GPU that need not be there: what they need of it, kernel by kernel.
+
+The operator is called as ever, and each kernel's launch compiles for the given compute capability instead::
+
+    python tests/ops/compile_kernels.py 90
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from acla_nas.ops import gather_triton
+
+CASES = [  # channels, references, keys, side, dtype, side of the references
+    (256, 1, 16, 48, torch.bfloat16, 48),
+    (256, 5, 16, 48, torch.bfloat16, 48),
+    (64, 9, 16, 48, torch.float32, 48),
+    (48, 2, 8, 50, torch.float16, 25),
+    (180, 2, 16, 33, torch.float32, 33),
+    (1, 1, 1, 1, torch.float32, 1),
+]
+
+
+class _Driver:
+    """Stands for the GPU."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_all(capability, cases):
+    """Yield what each kernel of each case needs, once."""
+    triton.runtime.driver.set_active(_Driver(capability))
+    launch, compiled = JITFunction.run, {}
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = launch(self, *args, grid=grid, warmup=True, **options)
+        compiled.setdefault(kernel.hash, (self.__name__, kernel))
+        return kernel
+
+    JITFunction.run = compile_only
+    seen = set()
+    for channels, references, keys, side, dtype, own_side in cases:
+        value = torch.zeros(1, channels, own_side, own_side, dtype=dtype)
+        values = [value.contiguous(memory_format=torch.channels_last)] * references
+        offsets = torch.zeros(1, references, keys, 2, side, side)
+        weights = offsets[:, :, :, 0].contiguous()
+        out = gather_triton.forward(values, offsets, weights)
+        gather_triton.backward(torch.zeros_like(out), values, offsets, weights, [True] * (2 + references))
+        for key in compiled.keys() - seen:
+            seen.add(key)
+            name, kernel = compiled[key]
+            case = f"C={channels} R={references} K={keys} {side}x{side} {str(dtype)[6:]}"
+            yield {"case": case, "kernel": name, "warps": kernel.metadata.num_warps, **usage(kernel)}
+
+
+def usage(kernel):
+    """Return registers and spilled bytes of a thread, and how many loads read 16 bytes, of how many."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        command = [tool, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needs = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    loads = re.findall(r"ld\.global\S*", kernel.asm["ptx"])
+    wide = [load for load in loads if ".v4.b32" in load or ".v2.b64" in load]
+    return {
+        "registers": int(needs["REG"]),
+        "spilled": int(needs["STACK"]) + int(needs["LOCAL"]),
+        "loads": len(loads),
+        "wide_loads": len(wide),
+    }
+
+
+if __name__ == "__main__":
+    for row in compile_all(int(sys.argv[1]), CASES[: int(sys.argv[2]) if len(sys.argv) > 2 else None]):
+        print(json.dumps(row), flush=True)

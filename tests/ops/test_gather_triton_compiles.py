@@ -1,0 +1,47 @@
+"""The Triton kernels compile for GPUs, though there be none: all of a launch but the launch itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+SCRIPT = Path(__file__).with_name("compile_kernels.py")
+KERNELS = {"_forward", "_backward_by_query", "_cells", "_backward_by_pixel"}
+
+
+def compiled(tmp_path, *arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_kernels_fit_a_gpu(tmp_path):
+    rows = compiled(tmp_path, "90", "1")
+    assert {row["kernel"] for row in rows} == KERNELS and len(rows) == 4
+    for row in rows:
+        assert row["spilled"] == 0 and row["registers"] <= 96, row
+    for row in rows:
+        if row["kernel"] != "_cells":  # which reads no rows of values
+            assert row["wide_loads"] >= 2, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_of_all_sizes_fit_a_gpu(tmp_path, capability):
+    rows = compiled(tmp_path, capability)
+    assert {row["kernel"] for row in rows} == KERNELS
+    assert len({row["case"] for row in rows}) == 6
+    for row in rows:
+        assert row["spilled"] == 0, row
