@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acla_nas.attention.acla_inference import infer, is_supported
+from acla_nas.attention.acla_inference import infer, is_fusable
+from acla_nas.attention.acla_training import attend
 from acla_nas.attention.attention import Attention, Feature, projection
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
@@ -118,12 +119,52 @@ class ACLA(Attention):
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Attention.forward`."""
-        plain = not (reference_gates or self.training or _OPEN_SHARES.get() is not None)
-        if plain and key_gates is None and is_supported(query, references.values()):
+        gated = bool(reference_gates) or key_gates is not None or _OPEN_SHARES.get() is not None
+        fusable = is_fusable(query, references.values())
+        if fusable and not (gated or self.training or torch.is_grad_enabled()):
             return infer(self, query, dict(references))
+        noisy = self.training and self.adaptive and self.gate_noise
+        if fusable and not noisy:
+            y = self._attend(query, references, reference_gates or {}, key_gates)
+        else:
+            y = self._sample(query, references, reference_gates or {}, key_gates)
+        return self.out(y)
+
+    def _attend(
+        self,
+        query: Tensor,
+        references: Mapping[str, Tensor],
+        reference_gates: Mapping[str, Tensor],
+        key_gates: Tensor | None,
+    ) -> Tensor:
+        """Return y in one function (B, C, H, W)."""
+        on, off = _split(references, reference_gates)
+        inside, outside = query.new_ones(len(references), self.num_keys), query.new_ones(len(references))
+        gates = _stack_gates([*on, *off], reference_gates)
+        if gates is not None and self.softmax == "joint":
+            inside = inside * gates.to(query.dtype).unsqueeze(1)
+        elif gates is not None:
+            outside = gates.to(query.dtype)
+        if key_gates is not None:
+            inside = inside * key_gates.to(query.dtype)
+        features = [references[name] for name in (*on, *off)]
+        layers = [self.references[name] for name in (*on, *off)]
+        y, share = attend(self, query, features, layers, inside, outside, len(on))
+        if self.adaptive and (share.requires_grad or not self.training):
+            count_open_keys(share)
+        return y
+
+    def _sample(
+        self,
+        query: Tensor,
+        references: Mapping[str, Tensor],
+        reference_gates: Mapping[str, Tensor],
+        key_gates: Tensor | None,
+    ) -> Tensor:
+        """Return y step by step (B, C, H, W): on any device, of features of any size."""
         keys = self._weigh(query, references, reference_gates, key_gates)
         sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
-        return self.out(sums[0] + sums[1] if len(sums) > 1 else sums[0])
+        return sums[0] + sums[1] if len(sums) > 1 else sums[0]
 
     def keys(self, query: Tensor, references: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return which keys the module reads for every query pixel, for those who want to look at them.
@@ -133,21 +174,18 @@ class ACLA(Attention):
             weights: (B, R, K, H, W), m exp(a) / C: 0 where the gate is closed.
             gates: (B, R, K, H, W), m; all 1 where the keys are not adaptive.
         """
-        [(keys, weights)] = self._weigh(query, references)
+        [(keys, weights)] = self._weigh(query, references, {})
         return keys.offsets, weights, torch.ones_like(weights) if keys.gates is None else keys.gates
 
     def _weigh(
         self,
         query: Tensor,
         references: Mapping[str, Tensor],
-        reference_gates: Mapping[str, Tensor] | None = None,
+        reference_gates: Mapping[str, Tensor],
         key_gates: Tensor | None = None,
     ) -> list[tuple[_Keys, Tensor]]:
         """Return the keys with their weights (B, R, K, H, W): of the references that are on, then off."""
-        gates = reference_gates or {}
-        # A reference gated off counts for nothing but the gradient of its gate: its own is zero.
-        off = [name for name in references if name in gates and not gates[name].detach()]
-        on = [name for name in references if name not in off]
+        on, off = _split(references, reference_gates)
         keys = [self._keys(on, query, references)]
         if off:
             with torch.no_grad():
@@ -155,7 +193,7 @@ class ACLA(Attention):
 
         logits = torch.cat([k.logits for k in keys], 1)
         masks = torch.cat([k.gates for k in keys if k.gates is not None], 1) if self.adaptive else None
-        weights = self._softmax(logits, masks, _stack_gates([*on, *off], gates), key_gates)
+        weights = self._softmax(logits, masks, _stack_gates([*on, *off], reference_gates), key_gates)
         return list(zip(keys, weights.split([len(k.values) for k in keys], 1)))
 
     def _keys(self, names: Sequence[str], query: Tensor, references: Mapping[str, Tensor]) -> _Keys:
@@ -173,9 +211,8 @@ class ACLA(Attention):
                 masks.append(sample_key_maps(mask.expand(-1, keys, -1, -1), offsets[:, r]))
             values.append(value)
         gates = self._gate_keys(torch.stack(masks, 1)) if masks else None
-        shares = _OPEN_SHARES.get()
-        if gates is not None and shares is not None and (gates.requires_grad or not self.training):
-            shares.append(gates.mean())
+        if gates is not None and (gates.requires_grad or not self.training):
+            count_open_keys(gates.mean())
         return _Keys(values, offsets, logits.unflatten(1, (count, keys)), gates)
 
     def _gate_keys(self, mask: Tensor) -> Tensor:
@@ -299,9 +336,13 @@ class _Reference(nn.Module):
 
     def project(self, feature: Tensor) -> Tensor:
         """Return G x, and M x behind it where there is a mask, from one convolution."""
+        return F.conv2d(feature, self.projection())
+
+    def projection(self) -> Tensor:
+        """Return G, and M below it where there is a mask."""
         if self.mask is None:
-            return F.conv2d(feature, self.value.weight)
-        return F.conv2d(feature, torch.cat((self.value.weight, self.mask_scale * self.mask.weight)))
+            return self.value.weight
+        return torch.cat((self.value.weight, self.mask_scale * self.mask.weight))
 
     def keep_keys(self, num_keys: int) -> None:
         """Drop the weights of all but the first keys."""
@@ -316,7 +357,13 @@ def _keep_outputs(projection: nn.Conv2d, outputs: int) -> None:
     projection.weight = nn.Parameter(projection.weight.detach()[:outputs].clone())
 
 
-def _stack_gates(names: Sequence[str], gates: Mapping[str, Tensor] | None) -> Tensor | None:
+def _split(references: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Return the references that are on, and those gated off: of these only the gate has a gradient."""
+    off = [name for name in references if name in gates and not gates[name].detach()]
+    return [name for name in references if name not in off], off
+
+
+def _stack_gates(names: Sequence[str], gates: Mapping[str, Tensor]) -> Tensor | None:
     if not gates:
         return None
     one = next(iter(gates.values())).new_ones(())

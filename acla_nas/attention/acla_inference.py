@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 _STRIP_ENTRIES = 1 << 17  # index entries (4 corners x keys x references x pixels) worked on at a time
 
 
-def is_supported(query: Tensor, references: Iterable[Tensor]) -> bool:
-    """Whether :func:`infer` takes these features: on a CPU, of one size, without gradients, not traced."""
+def is_fusable(query: Tensor, references: Iterable[Tensor]) -> bool:
+    """Whether the fused forms of ACLA take these features: on a CPU, of one size and dtype, not traced."""
     return (
         query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
         and min(query.shape[-2:]) >= 2
         and all(x.shape[-2:] == query.shape[-2:] and x.dtype == query.dtype for x in references)
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acla_nas.bench.memory import can_measure, in_fresh_process, peak_bytes
 from acla_nas.cost.timing import Timing, device_name, time_in_turns
 from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference
 
@@ -284,11 +282,9 @@ def check_ops(
         ['embedding_bag', 'grid_sample', 'literal']
     """
     extra = {}
-    if _PROCESS_STATUS.exists():
+    if can_measure():
         for backward in (False, True):
-            # A process that has done nothing else: its peak is that of the call.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-                extra[_pass(backward)] = fresh.submit(extra_bytes, memory_case, backward).result()
+            extra[_pass(backward)] = in_fresh_process(extra_bytes, memory_case, backward)
     ceilings = measure_ceilings(runs)
     rows = [_row(case, False, ceilings, runs) for case in cases]
     rows += [_row(case, True, ceilings, runs) for case in backward_cases]
@@ -360,23 +356,14 @@ def _bags_alone(case: Case) -> Callable[[], object]:
     ]
 
 
-_PROCESS_STATUS = Path("/proc/self/status")
-
-
 def extra_bytes(case: Case, backward: bool) -> int:
     """Return the peak memory of one call beyond inputs and results, where no other came before it."""
     _call(cross_layer_gather, Case(case.channels, 1, 2, 8), backward)()  # loads what is loaded once
     call = _call(cross_layer_gather, case, backward)
     results = case.output_bytes + (case.input_bytes if backward else 0)
-    before = _peak_bytes()
+    before = peak_bytes()
     with torch.inference_mode():
         kept = call()
-    extra = _peak_bytes() - before - results
+    extra = peak_bytes() - before - results
     del kept
     return extra
-
-
-def _peak_bytes() -> int:
-    lines = _PROCESS_STATUS.read_text(encoding="ascii").splitlines()
-    [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM")]
-    return 1024 * int(peak)

@@ -426,6 +426,25 @@ def infer(device: str, runs: int, as_json: bool) -> None:
     run_infer(device, runs, as_json)
 
 
+@bench.command(name="space")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--runs", type=click.IntRange(7), default=7, show_default=True, help="Of each step.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
+def bench_space(device: str, runs: int, as_json: bool) -> None:
+    """Measure a search: steps of a dense EDSR supernet beside those of the bare network and the literal form.
+
+    \b
+      acla-nas bench space
+      acla-nas bench space --json > space.json
+
+    The steps take turns, and times are medians; it takes about ten minutes on two cores. What is counted is
+    in docs/performance.md.
+    """
+    from acla_nas.cli.bench import run_space
+
+    run_space(device, runs, as_json)
+
+
 @bench.command(name="data")
 @_takes_config
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Batches and steps.")

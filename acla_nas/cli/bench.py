@@ -51,6 +51,14 @@ def run_infer(device: str, runs: int, as_json: bool) -> None:
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
+def run_space(device: str, runs: int, as_json: bool) -> None:
+    """Print times and memory of a search's steps."""
+    from acla_nas.bench.space import check_space
+
+    check = check_space(device=_present_device(device), runs=runs)
+    click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
+
+
 def run_data(config_path: str, overrides: Sequence[str], runs: int, as_json: bool) -> None:
     """Print how fast patches are loaded and used up."""
     config = load_config(config_path, overrides)

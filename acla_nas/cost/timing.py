@@ -14,7 +14,7 @@ import torch
 
 from acla_nas.errors import AclaError
 
-_WARM_UP, _FEWEST, _PRECISE = 3, 7, 0.02
+_FEWEST, _PRECISE = 7, 0.02
 
 
 class Timing(NamedTuple):
@@ -32,16 +32,17 @@ class Timing(NamedTuple):
 
 
 def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, runs: int
+    calls: Mapping[str, Callable[[], object]], device: torch.device, runs: int, *, warm_up: int = 3
 ) -> dict[str, Timing]:
     """Return the time of one run of each function, without gradients.
 
-    The functions take turns, so that all meet the same other load, after three rounds that do not count.
+    The functions take turns, so that all meet the same other load, after a few rounds that do not count.
 
     Args:
         calls: name -> function.
         device: on which the functions compute; a GPU is timed by its own events.
         runs: of each function at most; fewer, but 7 at least, once every median is known to 2 %.
+        warm_up: rounds that do not count.
 
     Raises:
         AclaError: a time that is not above 0, from which nothing can be learnt.
@@ -54,12 +55,12 @@ def time_in_turns(
     clock = _time_on_gpu if device.type == "cuda" else _time
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
-        for run in range(_WARM_UP + runs):
+        for run in range(warm_up + runs):
             for name, call in calls.items():
                 elapsed = clock(call)
-                if run >= _WARM_UP:
+                if run >= warm_up:
                     times[name].append(elapsed)
-            if run >= _WARM_UP + _FEWEST - 1:
+            if run >= warm_up + _FEWEST - 1:
                 timings = {name: _summary(own) for name, own in times.items()}
                 if all(timing.error_ms <= _PRECISE * timing.median_ms for timing in timings.values()):
                     break

@@ -160,7 +160,7 @@ class _Plain:
                     keys.add_transposed(into, strip_grad, weight)
                 if grad_offsets is None and grad_weights is None:
                     continue
-                of_offsets, of_weights = keys.gradients(strip_grad, weight)
+                of_offsets, of_weights = keys.gradients(keys.dots(strip_grad), weight)
                 if grad_weights is not None:
                     _keys_last(grad_weights[images, group, :, rows]).copy_(of_weights)
                 if grad_offsets is not None:

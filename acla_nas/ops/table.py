@@ -29,6 +29,7 @@ class Table:
     Args:
         maps: of one reference.
         dtype: of the rows.
+        whole: whether all lines are there from the start, however many they are.
 
     Attributes:
         rows: (.., C).
@@ -37,14 +38,14 @@ class Table:
         plane: from one map to the next.
     """
 
-    def __init__(self, maps: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, maps: Tensor, dtype: torch.dtype, *, whole: bool = False) -> None:
         self.dtype = dtype
         self.images, self.channels, self.height, self.width = maps.shape
         self.stride = self.width + 2
         self._maps = maps
         line = self.images * self.stride * self.channels * dtype.itemsize
         lines = self.height + 4
-        self._allocate(lines if maps.is_meta else min(lines, _TABLE_BYTES // line))
+        self._allocate(lines if whole or maps.is_meta else min(lines, _TABLE_BYTES // line))
 
     def _allocate(self, lines: int) -> None:
         self.first = self.last = -2
@@ -182,9 +183,26 @@ class Keys:
         pixels = [[start], [start + 1], [start + table.stride], [start + table.stride + 1]]
         self._pixels = torch.tensor(pixels, device=x.device, dtype=torch.int32)
 
-    def index(self) -> Tensor:
-        """Return the rows of the four pixels around each key: (R, b, rows, W, 4, K) int32."""
-        return self._corner.unsqueeze(-2) + self._pixels
+    def index(self, step: int = 0) -> Tensor:
+        """Return the rows of the four pixels around each key: (R, b, rows, W, 4, K) int32.
+
+        Args:
+            step: from what one key reads to what the next one does, where each has maps of its own.
+        """
+        if not step:
+            return self._corner.unsqueeze(-2) + self._pixels
+        number = torch.arange(self._corner.shape[-1], device=self._corner.device, dtype=torch.int32)
+        return self._corner.unsqueeze(-2) + (self._pixels + step * number)
+
+    def between(self, four: Tensor) -> Tensor:
+        """Return what is read at the keys, (.., K), of what is at the four pixels around each, (.., 4, K)."""
+        upper_left, upper_right, lower_left, lower_right = four.unbind(-2)
+        upper = torch.lerp(upper_left, upper_right, self._x)
+        return upper.lerp_(torch.lerp(lower_left, lower_right, self._x), self._y)
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """Return the weights of the four pixels around each key, (.., 4, K), from the key's, (.., K)."""
+        return _spread(weight, self._x, self._y)
 
     def bags(self, weight: Tensor) -> Iterator[Bags]:
         """Yield for each table these rows with the weights of the keys times those of the four pixels.
@@ -194,7 +212,7 @@ class Keys:
         step, count = 4 * weight.shape[-1], 4 * weight[0].numel()
         start = torch.arange(0, count + 1, step, dtype=torch.int32, device=weight.device)
         if not self._skipping_pays(weight):
-            for row, four in zip(self.index(), _spread(weight, self._x, self._y)):
+            for row, four in zip(self.index(), self.spread(weight)):
                 yield Bags(row.view(-1), four.view(-1), start)
             return
         for corner, *parts in zip(self._corner, weight, self._x, self._y):
@@ -227,17 +245,17 @@ class Keys:
             if target is not None:
                 table.add_transposed(target, grad, bags, self.lines)
 
-    def gradients(self, grad: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of the offsets and the weights.
+    def gradients(self, four: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of the offsets and the weights of a weighted sum of what is read.
 
         Args:
-            grad: (Q, C), of the queries.
+            four: (R, b, rows, W, 4, K), what is at the four pixels around each key, such as :meth:`dots`.
             weight: (R, b, rows, W, K).
 
         Returns:
             (2, R, b, rows, W, K) and (R, b, rows, W, K).
         """
-        upper_left, upper_right, lower_left, lower_right = self._dots(grad).unbind(-2)
+        upper_left, upper_right, lower_left, lower_right = four.unbind(-2)
         along_upper, along_lower = upper_right - upper_left, lower_right - lower_left
         upper = torch.addcmul(upper_left, self._x, along_upper)
         down = torch.addcmul(lower_left, self._x, along_lower).sub_(upper)
@@ -249,7 +267,7 @@ class Keys:
                 of_axis *= scale
         return of_offsets, upper.addcmul_(self._y, down)
 
-    def _dots(self, grad: Tensor) -> Tensor:
+    def dots(self, grad: Tensor) -> Tensor:
         """Return the products of the gradients with the values around each key: (R, b, rows, W, 4, K)."""
         index = self.index()
         dots = grad.new_empty(index.shape)

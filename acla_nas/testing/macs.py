@@ -15,8 +15,9 @@ def count_macs(module: Callable[..., Any], *inputs: Any, **kwargs: Any) -> int:
     """Run a module, or any callable, as a training does and return the multiply-accumulates of its forward.
 
     Counted are convolutions, matrix products and attention, as PyTorch's own counter does, and besides
-    them weighted row sums (``embedding_bag``) and bilinear reads (``grid_sample``): four a value. Products
-    that are not summed, such as a gate times a feature, are not.
+    them weighted row sums (``embedding_bag``), bilinear reads (``grid_sample``): four a value, and values
+    that are picked (``index_select``), to be weighted. Products that are not summed, such as a gate times a
+    feature, are not.
 
     Example:
         >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), torch.rand(1, 3, 10, 10))
@@ -44,4 +45,6 @@ class _CountGathers(TorchDispatchMode):
             self.macs += args[1].numel() * args[0].shape[1]
         elif "grid_sampler" in name:
             self.macs += out.numel() * 4
+        elif "index_select" in name:
+            self.macs += out.numel()
         return out

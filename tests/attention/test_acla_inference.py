@@ -8,7 +8,7 @@ from test_acla import OPTIONS, literal, make, option_name
 
 from acla_nas.attention import acla_inference
 from acla_nas.attention.acla import open_key_shares
-from acla_nas.attention.acla_inference import infer, is_supported
+from acla_nas.attention.acla_inference import infer, is_fusable
 
 
 def features(references):
@@ -83,7 +83,7 @@ def test_weights_that_are_changed_in_whatever_way_are_seen():
 def test_images_of_one_line_take_the_general_form(size):
     module, query, references = make(size=size)
     with torch.no_grad():
-        assert not is_supported(query, references.values())
+        assert not is_fusable(query, references.values())
         torch.testing.assert_close(
             module(query, references), literal(module, query, references), rtol=1e-10, atol=1e-10
         )

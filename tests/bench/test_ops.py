@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from acla_nas.bench import ops
+from acla_nas.bench.memory import can_measure
 from acla_nas.bench.ops import Case, Ceilings, check_ops, grid_sample_per_level
 from acla_nas.cost import timing
 from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference
@@ -78,7 +79,7 @@ def test_the_floor_is_the_slowest_of_cache_memory_and_sums():
     )
 
 
-@pytest.mark.skipif(not ops._PROCESS_STATUS.exists(), reason="the system does not say a process's peak")
+@pytest.mark.skipif(not can_measure(), reason="the system does not say a process's peak")
 def test_memory_beyond_inputs_and_results_is_seen():
     code = """
 import torch

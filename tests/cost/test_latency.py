@@ -64,7 +64,7 @@ def test_positions_alike_are_measured_once_and_in_turns(clock):
     cost.get("latency").table(space_of(blocks=9).network, SHAPE)
     turn = [1, 2, 3, 5, 9]
     assert [n for n, _ in clock[:10]] == turn * 2
-    assert len(clock) == len(turn) * (timing._WARM_UP + timing._FEWEST)
+    assert len(clock) == len(turn) * (3 + timing._FEWEST)
 
 
 def test_nothing_is_measured_twice(clock, cache):

@@ -1,0 +1,375 @@
+"""space: what a step of a search costs beside one of the bare backbone, and beside the literal supernet."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from acla_nas import search_spaces
+from acla_nas.attention import ACLA
+from acla_nas.bench.memory import can_measure, in_fresh_process, peak_bytes
+from acla_nas.bench.ops import ratio
+from acla_nas.cost.timing import Timing, device_name, time_in_turns
+from acla_nas.network import CrossLayerNetwork
+from acla_nas.ops.gather import sample_at
+from acla_nas.searcher import search
+from acla_nas.strategies import TwoStage
+from acla_nas.tasks import SuperResolution
+from acla_nas.training import make_evaluator
+from acla_nas.training.memory import kept_bytes
+
+_USABLE = 0.5  # of the free memory, for what the literal form keeps: gradients need some too
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dense supernet on EDSR at scale 2: every block is a position, K = 16, float32.
+
+    Attributes:
+        num_blocks: of the backbone.
+        num_channels: of its features.
+        batch_size: patches of a step.
+        size: of a patch, in pixels.
+    """
+
+    num_blocks: int
+    num_channels: int
+    batch_size: int
+    size: int
+
+    def network(self) -> CrossLayerNetwork:
+        """Return the supernet, with an H that is not 0, so that nothing is left out for being so."""
+        torch.manual_seed(0)
+        space = search_spaces.edsr(scale=2, num_blocks=self.num_blocks, num_channels=self.num_channels)
+        for module in space.network.attention.values():
+            nn.init.normal_(module.out.weight, std=0.1 / self.num_channels)
+        return space.network.train()
+
+    def patches(self) -> tuple[Tensor, Tensor]:
+        """Return a batch and what it is to become."""
+        torch.manual_seed(1)
+        small = torch.rand(self.batch_size, 3, self.size, self.size)
+        return small, torch.rand(self.batch_size, 3, 2 * self.size, 2 * self.size)
+
+
+CASE = Case(32, 64, 16, 48)
+LITERAL_CASES = tuple(Case(blocks, 64, 1, 48) for blocks in (32, 16, 8, 4))
+SEARCH_CASE = Case(8, 64, 8, 48)
+SEARCH_STEPS = 10
+
+BARE, WEIGHTS, ALPHAS, LITERAL = "bare", "weight step", "alpha step", "literal"
+
+
+def make_step(case: Case, kind: str, device: torch.device) -> Callable[[], object]:
+    """Return a training step: forward, backward and Adam.
+
+    Args:
+        case: the supernet.
+        kind: "bare", of the backbone alone; "weight step", with every other position on, as half of them are
+            at the start; "alpha step", of all gates under frozen weights, likewise half of them on; or
+            "literal", a weight step as the equations have it: of every module with all its references.
+        device: to run on.
+    """
+    network = case.network()
+    if kind == LITERAL:
+        network.attention = nn.ModuleDict({j: Literal(module) for j, module in network.attention.items()})
+    network = network.to(device)
+    given, wanted = (x.to(device) for x in case.patches())
+    half = {j: j % 2 == 0 for j in network.positions}
+    gates: Mapping[int, bool | Tensor] = half
+    if kind == BARE:
+        gates = dict.fromkeys(half, False)
+    elif kind == LITERAL:
+        gates = dict.fromkeys(half, True)
+    weights: list[Tensor] = list(network.parameters())
+    if kind == ALPHAS:
+        network.requires_grad_(False)
+        weights = [torch.tensor(float(on), device=device, requires_grad=True) for on in half.values()]
+    optimizer = torch.optim.Adam(weights, lr=1e-6)
+
+    def step() -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            now = gates
+            if kind == ALPHAS:  # straight through: 0 or 1, whatever Adam makes of the alpha
+                now = {j: alpha - alpha.detach() + float(half[j]) for j, alpha in zip(half, weights)}
+            optimizer.zero_grad()
+            F.l1_loss(network(given, gates=now), wanted).backward()
+            optimizer.step()
+
+    return step
+
+
+class Literal(nn.Module):
+    """ACLA as Eq. 6 to 9 have it: features are read at every key, and what was read is projected.
+
+    Args:
+        module: whose weights it uses.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(module, ACLA)
+        self.module = module
+
+    def forward(self, query: Tensor, references: Mapping[str, Tensor], *_: Any) -> Tensor:
+        """Return the module's update; all references and keys count."""
+        module, scores, sums = self.module, [], []
+        for name, feature in references.items():
+            layer: Any = module.references[name]
+            offsets = F.conv2d(query, layer.offset.weight).unflatten(1, (module.num_keys, 2))
+            read = sample_at(feature, offsets + module.base.view(1, -1, 2, 1, 1))  # B x C x K x H x W
+            flat = read.flatten(2, 3)
+            masks = layer.mask_scale * F.conv2d(flat, layer.mask.weight).unflatten(2, read.shape[2:4])
+            mask = masks.diagonal(dim1=1, dim2=2).movedim(-1, 1)  # of each key its own
+            soft = torch.sigmoid((mask + module.gate_bias) / module.gate_temperature)
+            gates = (soft > 0.5).to(soft.dtype) + soft - soft.detach()
+            values = F.conv2d(flat, layer.value.weight).unflatten(2, read.shape[2:4])
+            score = F.conv2d(query, layer.logit.weight).exp()
+            scores.append(score.sum(1, keepdim=True))
+            sums.append((values * (score * gates).unsqueeze(1)).sum(2))
+        return module.out(sum(sums) / sum(scores))
+
+
+def step_peak(case: Case, kind: str) -> int:
+    """Return the bytes that weights and two steps need at most, in a process that has done nothing else."""
+    make_step(Case(2, 8, 1, 12), kind, torch.device("cpu"))()  # loads what is loaded once
+    before = peak_bytes()
+    step = make_step(case, kind, torch.device("cpu"))
+    step()
+    step()  # Adam's means are there from the second on
+    return peak_bytes() - before
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """A step beside another one, the times in turns.
+
+    Attributes:
+        name: of the step.
+        time: its time.
+        peak_bytes: its memory; None where the system does not say.
+    """
+
+    name: str
+    time: Timing
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class SpaceCheck:
+    """Steps of a search on the machine at hand.
+
+    Attributes:
+        device: its name.
+        threads: of PyTorch's.
+        case: the supernet.
+        rows: its steps, that of the bare backbone first.
+        literal_case: the largest supernet whose literal form fits the memory.
+        literal_rows: a weight step of ours, and the literal one.
+        search_seconds: of a search.
+        other_seconds: of these, what is not forward, backward or the optimizers.
+    """
+
+    device: str
+    threads: int
+    case: Case
+    rows: tuple[StepRow, ...]
+    literal_case: Case
+    literal_rows: tuple[StepRow, ...]
+    search_seconds: float
+    other_seconds: float
+
+    def text(self) -> str:
+        """Return the check as plain text."""
+        lines = [f"EDSR supernets on {self.device}, {self.threads} threads; medians in s"]
+        for case, rows in ((self.case, self.rows), (self.literal_case, self.literal_rows)):
+            shown = (
+                f"{case.num_blocks}x{case.num_channels}, {case.batch_size} patches of {case.size}x{case.size}"
+            )
+            first = rows[0]
+            lines.append(f"{shown}: times {first.name}")
+            for row in rows:
+                quotient, off = ratio(row.time, first.time)
+                line = f"  {row.name:<12}{row.time.median_ms / 1e3:>8.2f} ± {row.time.error_ms / 1e3:<6.2f}"
+                line += f"{quotient:>7.2f}x ± {off:<5.2f}"
+                if row.peak_bytes is not None and first.peak_bytes is not None:
+                    line += f"{row.peak_bytes / 1e6:>8.0f} MB {row.peak_bytes / first.peak_bytes:>6.2f}x"
+                lines.append(line)
+        share = self.other_seconds / self.search_seconds
+        lines.append(
+            f"a search of {self.search_seconds:.1f} s spends {100 * share:.1f} % outside forward, backward "
+            "and optimizers"
+        )
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as what JSON knows."""
+
+        def table(rows: tuple[StepRow, ...]) -> list[dict[str, Any]]:
+            found = []
+            for row in rows:
+                quotient, off = ratio(row.time, rows[0].time)
+                peaks = (row.peak_bytes, rows[0].peak_bytes)
+                memory = None if None in peaks else peaks[0] / peaks[1]  # type: ignore[operator]
+                found.append(
+                    {
+                        "name": row.name,
+                        **row.time._asdict(),
+                        "ratio": quotient,
+                        "ratio_error": off,
+                        "peak_bytes": row.peak_bytes,
+                        "peak_ratio": memory,
+                    }
+                )
+            return found
+
+        return {**asdict(self), "rows": table(self.rows), "literal_rows": table(self.literal_rows)}
+
+
+def check_space(
+    *,
+    device: str = "cpu",
+    runs: int = 7,
+    case: Case = CASE,
+    literal_cases: tuple[Case, ...] = LITERAL_CASES,
+    search_case: Case = SEARCH_CASE,
+) -> SpaceCheck:
+    """Measure the steps of a search, the literal form's, and what a search does beside them.
+
+    Args:
+        device: "cpu" or "cuda".
+        runs: of each step at most, 7 at least.
+        case: the supernet whose steps are measured.
+        literal_cases: candidates for the comparison with the literal form, the largest first.
+        search_case: the supernet that is searched, for 2 epochs.
+
+    Example:
+        >>> small = Case(2, 8, 1, 12)
+        >>> check = check_space(case=small, literal_cases=(small,), search_case=small)
+        >>> [row.name for row in check.rows]
+        ['bare', 'weight step', 'alpha step']
+    """
+    where = torch.device(device)
+    literal_case = _largest_that_fits(literal_cases)
+    rows = _rows(case, (BARE, WEIGHTS, ALPHAS), where, runs)
+    literal_rows = _rows(literal_case, (WEIGHTS, LITERAL), where, runs)
+    seconds, other = search_seconds(search_case, device)
+    return SpaceCheck(
+        device_name(where), torch.get_num_threads(), case, rows, literal_case, literal_rows, seconds, other
+    )
+
+
+def _largest_that_fits(cases: tuple[Case, ...]) -> Case:
+    """Return the first case whose literal step fits the memory, counted with one pair of layers."""
+    for case in cases[:-1]:
+        one = Literal(ACLA(case.num_channels))
+        query = torch.rand(case.batch_size, case.num_channels, case.size, case.size)
+        pair = kept_bytes(one, query, {"1": query})
+        if pair * case.num_blocks * (case.num_blocks + 1) / 2 <= _USABLE * psutil.virtual_memory().available:
+            return case
+    return cases[-1]
+
+
+def _rows(case: Case, kinds: tuple[str, ...], device: torch.device, runs: int) -> tuple[StepRow, ...]:
+    peaks = {kind: _peak(case, kind, device) for kind in kinds}
+    calls = {kind: make_step(case, kind, device) for kind in kinds}
+    times = time_in_turns(calls, device, runs, warm_up=1)
+    return tuple(StepRow(kind, times[kind], peaks[kind]) for kind in kinds)
+
+
+def _peak(case: Case, kind: str, device: torch.device) -> int | None:
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step = make_step(case, kind, device)
+        step()
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    return in_fresh_process(step_peak, case, kind) if can_measure() else None
+
+
+def search_seconds(case: Case, device: str) -> tuple[float, float]:
+    """Return how long a two-stage search takes, and how long of that it does something else than compute.
+
+    That is all but the network's forward passes, the backward passes and the optimizers' steps.
+    """
+    space = search_spaces.edsr(scale=2, num_blocks=case.num_blocks, num_channels=case.num_channels)
+    evaluator = make_evaluator(
+        SuperResolution(2),
+        device=device,
+        steps_per_epoch=SEARCH_STEPS,
+        batch_size=case.batch_size,
+        patch_size=case.size,
+        progress=False,
+    )
+    clock = _Clock()
+    evaluator.trainer.callbacks.append(clock)
+    with clock.watching(space.network):
+        search(space, TwoStage(epochs=(1, 1)), evaluator)
+    return clock.total, clock.total - clock.computing
+
+
+class _Clock(pl.Callback):
+    """Adds up how long a training takes, and how long of that it computes."""
+
+    def __init__(self) -> None:
+        self.computing = self.total = 0.0
+        self._start = self._begun = 0.0
+        self._training = False
+
+    def start(self, *_: Any) -> None:
+        """Begin something that is computed."""
+        self._start = time.perf_counter()
+
+    def stop(self, *_: Any) -> None:
+        """End it."""
+        if self._training:
+            self.computing += time.perf_counter() - self._start
+
+    @contextmanager
+    def watching(self, network: nn.Module) -> Any:
+        """Within it, the network and all optimizers are watched."""
+        handles = [
+            network.register_forward_pre_hook(self.start),
+            network.register_forward_hook(self.stop),
+            register_optimizer_step_pre_hook(self.start),
+            register_optimizer_step_post_hook(self.stop),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Begin with the first epoch: what comes before is not the search's own."""
+        if not self._training:
+            self._training, self._begun = True, time.perf_counter()
+
+    def on_before_backward(self, *_: Any) -> None:
+        """Begin a backward pass."""
+        self.start()
+
+    def on_after_backward(self, *_: Any) -> None:
+        """End it."""
+        self.stop()
+
+    def on_train_end(self, *_: Any) -> None:
+        """End the training."""
+        self.total, self._training = time.perf_counter() - self._begun, False

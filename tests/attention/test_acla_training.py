@@ -1,0 +1,113 @@
+"""The fused form with gradients: that of the general form, in less memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from acla_nas.attention import ACLA, acla_training
+from acla_nas.attention.acla import open_key_shares
+from acla_nas.training.memory import kept_bytes
+from tests.random_weights import randomize
+
+OPTIONS = [
+    {},
+    {"adaptive": False},
+    {"shared_mask": True},
+    {"softmax": "reference", "gate_temperature": 0.5},
+    {"renormalize": True},
+]
+GATES = {"1": 0.0, "2": 1.0}
+
+
+def make(options, dtype=torch.float64, *, batch=3, size=(7, 6)):
+    module = ACLA(5, 4, 3, gate_bias=0.2, **{"zero_masks": False, **options}).to(dtype).train()
+    randomize(module, 0.4)
+    features = {name: torch.randn(batch, 5, *size, dtype=dtype).requires_grad_() for name in ("1", "2", "3")}
+    return module, features
+
+
+def results(module, features, fused, monkeypatch, gates=GATES):
+    """Return the update, the share of open keys, and all gradients."""
+    monkeypatch.setattr("acla_nas.attention.acla.is_fusable", lambda *_: fused)
+    gates = {name: torch.tensor(value, requires_grad=True) for name, value in gates.items()}
+    with open_key_shares() as shares:
+        update = module(features["3"], features, gates)
+    loss = (update * torch.linspace(-1, 1, update.numel(), dtype=update.dtype).view_as(update)).sum()
+    loss = loss + sum(shares) * 3
+    wanted = [*gates.values(), *features.values(), *module.parameters()]
+    gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return [update.detach(), *(s.detach() for s in shares)], [
+        torch.zeros_like(w) if g is None else g for w, g in zip(wanted, gradients)
+    ]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
+def test_equals_the_general_form(options, dtype, tolerance, monkeypatch):
+    torch.manual_seed(0)
+    module, features = make(options, dtype)
+    expected, expected_gradients = results(module, features, False, monkeypatch)
+    actual, gradients = results(module, features, True, monkeypatch)
+    assert len(actual) == len(expected) == (1 if options.get("adaptive") is False else 2)
+    for x, y in zip((*actual, *gradients), (*expected, *expected_gradients)):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+    assert gradients[0].abs() > 1e-3  # the gate of a reference that is off has a gradient
+
+
+def test_images_in_groups_change_nothing(monkeypatch):
+    torch.manual_seed(0)
+    module, features = make({})
+    expected, expected_gradients = results(module, features, True, monkeypatch)
+    monkeypatch.setattr(acla_training, "_GROUP_KEYS", 1)
+    actual, gradients = results(module, features, True, monkeypatch)
+    for x, y in zip((*actual, *gradients), (*expected, *expected_gradients)):
+        torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+def test_is_the_same_from_run_to_run(monkeypatch):
+    torch.manual_seed(0)
+    module, features = make({}, torch.float32)
+    first, second = (results(module, features, True, monkeypatch) for _ in range(2))
+    assert all(torch.equal(x, y) for a, b in zip(first, second) for x, y in zip(a, b))
+
+
+def test_a_reference_that_is_off_is_not_looked_at_before_the_backward_pass(monkeypatch):
+    module, features = make({})
+    features["1"] = torch.full_like(features["1"], torch.nan)
+    off = torch.zeros((), requires_grad=True)
+    assert module(features["3"], features, {"1": off}).isfinite().all()
+
+
+def test_keeps_hardly_more_than_its_result(monkeypatch):
+    class Flat(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *features):
+            return self.module(features[-1], dict(zip(("1", "2", "3"), features)))
+
+    module, features = make({}, torch.float32, size=(24, 24))
+    flat, result = Flat(module), 3 * 5 * 24 * 24 * 4
+    assert kept_bytes(flat, *features.values()) < 2 * result
+    monkeypatch.setattr("acla_nas.attention.acla.is_fusable", lambda *_: False)
+    assert kept_bytes(flat, *features.values()) > 10 * result
+
+
+def test_noise_takes_the_general_form(monkeypatch):
+    monkeypatch.setattr("acla_nas.attention.acla.attend", None)
+    module, features = make({"gate_noise": True})
+    assert module(features["3"], features).shape == features["3"].shape
+    with pytest.raises(TypeError):
+        make({})[0](features["3"], features)
+
+
+def test_second_derivatives_are_refused():
+    module, features = make({})
+    [gradient] = torch.autograd.grad(
+        module(features["3"], features).square().sum(), features["1"], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
