@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -307,7 +307,8 @@ def _peak(case: Case, kind: str, device: torch.device) -> int | None:
 def search_seconds(case: Case, device: str) -> tuple[float, float]:
     """Return how long a two-stage search takes, and how long of that it does something else than compute.
 
-    That is all but the network's forward passes, the backward passes and the optimizers' steps.
+    That is all but the training steps, which run forward and work out gradients, what is left of the backward
+    passes, and the optimizers' steps.
     """
     space = search_spaces.edsr(scale=2, num_blocks=case.num_blocks, num_channels=case.num_channels)
     evaluator = make_evaluator(
@@ -320,7 +321,7 @@ def search_seconds(case: Case, device: str) -> tuple[float, float]:
     )
     clock = _Clock()
     evaluator.trainer.callbacks.append(clock)
-    with clock.watching(space.network):
+    with clock.watching(evaluator.module):
         search(space, TwoStage(epochs=(1, 1)), evaluator)
     return clock.total, clock.total - clock.computing
 
@@ -343,17 +344,25 @@ class _Clock(pl.Callback):
             self.computing += time.perf_counter() - self._start
 
     @contextmanager
-    def watching(self, network: nn.Module) -> Any:
-        """Within it, the network and all optimizers are watched."""
+    def watching(self, module: pl.LightningModule) -> Iterator[None]:
+        """Within it, the steps of a module and all optimizers are watched."""
+        step = module.training_step
+
+        def watched(*batch: Any) -> Any:
+            self.start()
+            loss = step(*batch)
+            self.stop()
+            return loss
+
+        module.training_step = watched  # type: ignore[method-assign]
         handles = [
-            network.register_forward_pre_hook(self.start),
-            network.register_forward_hook(self.stop),
             register_optimizer_step_pre_hook(self.start),
             register_optimizer_step_post_hook(self.stop),
         ]
         try:
             yield
         finally:
+            module.training_step = step  # type: ignore[method-assign]
             for handle in handles:
                 handle.remove()
 

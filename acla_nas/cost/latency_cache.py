@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
+from acla_nas.cache_folder import cache_folder
 from acla_nas.cost.timing import Timing
 from acla_nas.durable import write_text
 from acla_nas.errors import AclaError, AclaWarning
-
-
-def cache_folder() -> Path:
-    """Return the folder of what can be worked out again: $ACLA_NAS_CACHE, or acla_nas in the user's cache."""
-    own = os.environ.get("ACLA_NAS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acla_nas"
 
 
 class LatencyCache:

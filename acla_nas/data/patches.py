@@ -8,15 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch.utils.data import Dataset
 
+from acla_nas.data.image_store import ImageStore, Stored
 from acla_nas.data.images import load_image
 from acla_nas.data.pairs import image_to_tensor
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.tasks.task import Task
 
-_Pair = tuple[np.ndarray | None, np.ndarray]  # lq, or None where every patch is degraded anew; and hq
+_Pair = tuple[Stored | None, Stored]  # lq, or None where every patch is degraded anew; and hq
+_USABLE = 0.5  # of the memory that is free
 
 
 class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -30,8 +33,10 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             for lq, hq in DataLoader(dataset, batch_size=16, num_workers=4):
                 ...
 
-    All images are read and degraded at once, here, and kept in memory: H * W * 3 * (1 + 1 / scale^2) bytes
-    each, which forked workers share. Leave the loader's shuffle off: the patches are random already.
+    All images are read and degraded at once, here, H * W * 3 * (1 + 1 / scale^2) bytes each. They are kept in
+    memory, which forked workers share, as far as half of what is free goes; those beyond are kept in files
+    for as long as the dataset lives, which a warning says. Leave the loader's shuffle off: the patches are
+    random already.
 
     Args:
         task: what prepares and degrades the images.
@@ -76,6 +81,7 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.seed = seed
         # Shared, so that workers that live on (persistent_workers=True) see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._store = ImageStore(int(_USABLE * psutil.virtual_memory().available))
         self._pairs = self._load_all([Path(path) for path in paths])
 
     def set_epoch(self, epoch: int) -> None:
@@ -98,7 +104,8 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if not 0 <= index < self.length:
             raise IndexError(f"patch {index} of {self.length}")
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
-        lq, hq = self._pairs[rng.integers(len(self._pairs))]
+        lq, hq = (x if x is None else ImageStore.get(x) for x in self._pairs[rng.integers(len(self._pairs))])
+        assert hq is not None
         scale, size = self.task.scale, self.patch_size
         top = rng.integers(hq.shape[0] // scale - size + 1)
         left = rng.integers(hq.shape[1] // scale - size + 1)
@@ -125,6 +132,13 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 )
             first = f"; the first: {unusable[0]}" if unusable else ""
             raise AclaError(f"no readable image among {len(paths)} files{first}")
+        if self._store.on_disk:
+            warnings.warn(
+                f"{self._store.on_disk / 1e9:.1f} GB of images do not fit half of the free memory: they are "
+                f"read from {self._store.folder}",
+                AclaWarning,
+                stacklevel=3,
+            )
         for error in unusable:
             warnings.warn(f"image skipped: {error}", AclaWarning, stacklevel=3)
         return pairs
@@ -140,8 +154,9 @@ class PatchDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if fits < self.patch_size:
             return _TooSmallError(path, image.shape, self.patch_size, self.task.scale, fits)
         if self.task.per_patch:
-            return None, hq
-        return self.task.degrade(hq, np.random.default_rng([self.seed, index])), hq
+            return None, self._store.keep(hq)
+        lq = self.task.degrade(hq, np.random.default_rng([self.seed, index]))
+        return self._store.keep(lq), self._store.keep(hq)
 
 
 class _TooSmallError(AclaError):
