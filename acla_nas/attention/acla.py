@@ -119,52 +119,12 @@ class ACLA(Attention):
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Attention.forward`."""
-        gated = bool(reference_gates) or key_gates is not None or _OPEN_SHARES.get() is not None
-        fusable = is_fusable(query, references.values())
-        if fusable and not (gated or self.training or torch.is_grad_enabled()):
+        plain = not (
+            reference_gates or self.training or torch.is_grad_enabled() or _OPEN_SHARES.get() is not None
+        )
+        if plain and key_gates is None and is_fusable(query, references.values()):
             return infer(self, query, dict(references))
-        noisy = self.training and self.adaptive and self.gate_noise
-        if fusable and not noisy:
-            y = self._attend(query, references, reference_gates or {}, key_gates)
-        else:
-            y = self._sample(query, references, reference_gates or {}, key_gates)
-        return self.out(y)
-
-    def _attend(
-        self,
-        query: Tensor,
-        references: Mapping[str, Tensor],
-        reference_gates: Mapping[str, Tensor],
-        key_gates: Tensor | None,
-    ) -> Tensor:
-        """Return y in one function (B, C, H, W)."""
-        on, off = _split(references, reference_gates)
-        inside, outside = query.new_ones(len(references), self.num_keys), query.new_ones(len(references))
-        gates = _stack_gates([*on, *off], reference_gates)
-        if gates is not None and self.softmax == "joint":
-            inside = inside * gates.to(query.dtype).unsqueeze(1)
-        elif gates is not None:
-            outside = gates.to(query.dtype)
-        if key_gates is not None:
-            inside = inside * key_gates.to(query.dtype)
-        features = [references[name] for name in (*on, *off)]
-        layers = [self.references[name] for name in (*on, *off)]
-        y, share = attend(self, query, features, layers, inside, outside, len(on))
-        if self.adaptive and (share.requires_grad or not self.training):
-            count_open_keys(share)
-        return y
-
-    def _sample(
-        self,
-        query: Tensor,
-        references: Mapping[str, Tensor],
-        reference_gates: Mapping[str, Tensor],
-        key_gates: Tensor | None,
-    ) -> Tensor:
-        """Return y step by step (B, C, H, W): on any device, of features of any size."""
-        keys = self._weigh(query, references, reference_gates, key_gates)
-        sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
-        return sums[0] + sums[1] if len(sums) > 1 else sums[0]
+        return self.out(sum_keys(self, query, references, reference_gates or {}, key_gates))
 
     def keys(self, query: Tensor, references: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return which keys the module reads for every query pixel, for those who want to look at them.
@@ -355,6 +315,48 @@ class _Reference(nn.Module):
 def _keep_outputs(projection: nn.Conv2d, outputs: int) -> None:
     projection.out_channels = outputs
     projection.weight = nn.Parameter(projection.weight.detach()[:outputs].clone())
+
+
+def sum_keys(
+    module: ACLA,
+    query: Tensor,
+    references: Mapping[str, Tensor],
+    reference_gates: Mapping[str, Tensor],
+    key_gates: Tensor | None,
+) -> Tensor:
+    """Return y of Eq. 6 (B, C, H, W): in training or with gradients as one function, where that can be."""
+    noisy = module.training and module.adaptive and module.gate_noise
+    with_gradients = module.training or torch.is_grad_enabled()
+    if noisy or not with_gradients or not is_fusable(query, references.values()):
+        return sum_keys_in_steps(module, query, references, reference_gates, key_gates)
+    on, off = _split(references, reference_gates)
+    inside, outside = query.new_ones(len(references), module.num_keys), query.new_ones(len(references))
+    gates = _stack_gates([*on, *off], reference_gates)
+    if gates is not None and module.softmax == "joint":
+        inside = inside * gates.to(query.dtype).unsqueeze(1)
+    elif gates is not None:
+        outside = gates.to(query.dtype)
+    if key_gates is not None:
+        inside = inside * key_gates.to(query.dtype)
+    features = [references[name] for name in (*on, *off)]
+    layers = [module.references[name] for name in (*on, *off)]
+    y, share = attend(module, query, features, layers, inside, outside, len(on))
+    if module.adaptive and (share.requires_grad or not module.training):
+        count_open_keys(share)
+    return y
+
+
+def sum_keys_in_steps(
+    module: ACLA,
+    query: Tensor,
+    references: Mapping[str, Tensor],
+    reference_gates: Mapping[str, Tensor],
+    key_gates: Tensor | None,
+) -> Tensor:
+    """Return the same step by step: on any device, of features of any size."""
+    keys = module._weigh(query, references, reference_gates, key_gates)
+    sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
+    return sums[0] + sums[1] if len(sums) > 1 else sums[0]
 
 
 def _split(references: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:

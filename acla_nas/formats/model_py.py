@@ -22,8 +22,11 @@ from acla_nas.formats.descriptor import Descriptor
 from acla_nas.formats.source import Source
 from acla_nas.network import Backbone, CrossLayerNetwork
 
-# Of the forms of the one operator, the one that is written with PyTorch's own alone.
-_REPLACED = {("acla_nas.ops.gather", "cross_layer_gather"): ("acla_nas.ops.gather", "_grid_sample_form")}
+# Of the forms of an operator and of a module, the ones that are written with PyTorch's own alone.
+_REPLACED = {
+    ("acla_nas.ops.gather", "cross_layer_gather"): ("acla_nas.ops.gather", "_grid_sample_form"),
+    ("acla_nas.attention.acla", "sum_keys"): ("acla_nas.attention.acla", "sum_keys_in_steps"),
+}
 _PLAIN = ("bchw", "bhwc")
 
 _HEADER = '''"""{title}
