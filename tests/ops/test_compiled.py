@@ -11,6 +11,7 @@ from acla_nas.ops.compiled import gather
 
 
 def make_inputs():
+    torch.manual_seed(0)
     values = [torch.randn(2, 3, *size, requires_grad=True) for size in ((5, 4), (3, 2))]
     offsets = torch.randn(2, 2, 3, 2, 5, 4, requires_grad=True)
     return values, offsets, torch.randn(2, 2, 3, 5, 4, requires_grad=True)
@@ -25,7 +26,7 @@ def test_a_graph_holds_it_whole():
 
     compiled = torch.compile(cross_layer_gather, fullgraph=True, backend="aot_eager")
     for actual, expected in zip(run(compiled), run(cross_layer_gather)):
-        assert torch.equal(actual, expected)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_it_keeps_the_rules_of_operations():
