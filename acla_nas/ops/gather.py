@@ -98,12 +98,18 @@ class _Gather(torch.autograd.Function):
 
 
 def _form(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Any:
-    """Return what computes the sum and its gradients: Triton's kernels on a GPU, where they are to be had."""
+    """Return what computes the sum and its gradients: Triton's kernels on a GPU, where they are to be had,
+    Numba's loops on a CPU, and plain PyTorch elsewhere."""
     if _has_triton(offsets.device):
         from acla_nas.ops import gather_triton
 
         if gather_triton.is_supported(values, offsets, weights):
             return gather_triton
+    if offsets.device.type == "cpu":
+        from acla_nas.ops import gather_numba
+
+        if gather_numba.is_supported(values, offsets, weights):
+            return gather_numba
     return _Plain
 
 

@@ -1,0 +1,252 @@
+"""The operator on a CPU: loops of our own find the rows, and PyTorch's ``embedding_bag`` sums them.
+
+It works on strips of rows, or a few small images, of one reference at a time, so that what is worked on
+stays near the cores and does not grow with the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acla_nas.ops.jit import share_threads
+from acla_nas.ops.kernels import differentiate, list_rows, transpose
+
+_STRIP_KEYS = 1 << 16  # keys worked on at a time, for each thread
+_TABLE_BYTES = 1 << 24  # of a map laid out for reading, unless a strip's keys reach farther
+_CHANNELS = 64  # transposed at a time: more evict each other from the cache where maps are 48x48
+_MOST = 1 << 28  # pixels of all images and keys of a strip are fewer, so that their numbers fit into 32 bits
+
+
+def is_supported(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> bool:
+    """Whether the loops take these arguments: on a CPU, not empty."""
+    tensors = [*values, offsets, weights]
+    return all(t.device.type == "cpu" and t.numel() > 0 and t.numel() // t.shape[1] < _MOST for t in tensors)
+
+
+def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tensor:
+    """Return what :func:`acla_nas.ops.cross_layer_gather` does."""
+    batch, references, _, _, height, width = offsets.shape
+    compute = _dtype(values, offsets)
+    offsets, weights = offsets.to(compute).contiguous(), weights.to(compute).contiguous()
+    out = offsets.new_empty(batch, height, width, values[0].shape[1])
+    parts = _parts(offsets)
+    lists, table = Lists(offsets, parts), Table(compute)
+    for images, strips in parts:
+        for r in range(references):
+            table.load(values[r][images])
+            for rows in strips:
+                lists.fill(offsets, weights, r, images, rows, table)
+                sums = lists.sum(table).view(-1, rows.stop - rows.start, width, out.shape[-1])
+                if r == 0:
+                    out[images, rows] = sums
+                else:
+                    out[images, rows] += sums
+    return out.to(values[0].dtype).permute(0, 3, 1, 2)
+
+
+def backward(
+    grad: Tensor, values: Sequence[Tensor], offsets: Tensor, weights: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of offsets, weights and values, in this order; None where not needed."""
+    needs_offsets, needs_weights, *needs_values = needed
+    compute = _dtype(values, offsets)
+    dtypes = (offsets.dtype, weights.dtype)
+    offsets, weights = offsets.to(compute).contiguous(), weights.to(compute).contiguous()
+    grad = grad.permute(0, 2, 3, 1)
+    of_offsets, of_weights = torch.empty_like(offsets), torch.empty_like(weights)
+    of_values: list[Tensor | None] = []
+    parts = _parts(offsets)
+    lists, table = Lists(offsets, parts), Table(compute)
+    for r, (value, needs_value) in enumerate(zip(values, needs_values)):
+        total = Total(value, compute) if needs_value else None
+        for images, strips in parts:
+            table.load(value[images])
+            for rows in strips:
+                of_sums = grad[images, rows].to(compute).contiguous()
+                if total is not None:
+                    lists.fill(offsets, weights, r, images, rows, table)
+                    total.add(lists.sum_transposed(of_sums, table), images, table)
+                if needs_offsets or needs_weights:
+                    table.hold(offsets[images, r], rows)
+                    differentiate(
+                        of_sums.numpy(), table.rows.numpy(), offsets.numpy(), weights.numpy(), r,
+                        *_where(images, rows, table), of_offsets.numpy(), of_weights.numpy(),
+                    )  # fmt: skip
+        of_values.append(None if total is None else total.result.permute(0, 3, 1, 2).to(value.dtype))
+    return [
+        of_offsets.to(dtypes[0]) if needs_offsets else None,
+        of_weights.to(dtypes[1]) if needs_weights else None,
+        *of_values,
+    ]
+
+
+def _dtype(values: Sequence[Tensor], offsets: Tensor) -> torch.dtype:
+    """Return float32, or float64 where anything is."""
+    return torch.promote_types(torch.promote_types(values[0].dtype, offsets.dtype), torch.float32)
+
+
+def _parts(offsets: Tensor) -> list[tuple[slice, list[slice]]]:
+    """Return images, and strips of rows, that are worked on together."""
+    batch, _, keys, _, height, width = offsets.shape
+    at_once = _STRIP_KEYS * torch.get_num_threads()
+    images, rows = max(1, at_once // (keys * width * height)), max(1, at_once // (keys * width))
+    strips = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+    return [(slice(i, min(i + images, batch)), strips) for i in range(0, batch, images)]
+
+
+class Table:
+    """Value maps (b, C, h, w), a pixel a row: all lines of them, or a window of lines of one large map.
+
+    Args:
+        dtype: of the rows.
+
+    Attributes:
+        rows: (b lines w, C).
+        size: (h, w).
+        first, lines: the first of the lines that are there, and how many.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def load(self, maps: Tensor) -> None:
+        """Take other maps, in place of those before."""
+        self._pixels = maps.permute(0, 2, 3, 1)
+        images, height, width, channels = self._pixels.shape
+        self.size = (height, width)
+        if maps.dtype == self._dtype and self._pixels.is_contiguous():
+            self.first, self.lines = 0, height
+            self.rows = self._pixels.reshape(-1, channels)
+            return
+        fitting = _TABLE_BYTES // (width * channels * self._dtype.itemsize)
+        self._lay_out(0, height if images > 1 else max(1, min(height, fitting)))
+
+    def _lay_out(self, first: int, lines: int) -> None:
+        images, height, width, channels = self._pixels.shape
+        self.first, self.lines = min(first, height - lines), lines
+        size = images * lines * width * channels
+        if self._memory.numel() < size:
+            self._memory = self._memory.new_empty(size)
+        into = self._memory[:size].view(images, lines, width, channels)
+        pixels = self._pixels[:, self.first : self.first + lines]
+        for part, source in zip(into.split(_CHANNELS, -1), pixels.split(_CHANNELS, -1)):
+            part.copy_(source)
+        self.rows = into.view(-1, channels)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all lines are there."""
+        return self.lines == self.size[0]
+
+    def hold(self, offsets: Tensor, rows: slice) -> None:
+        """Make sure that all lines are there that are read by the queries in these rows.
+
+        Args:
+            offsets: (b, K, 2, H, W).
+            rows: of the queries.
+        """
+        if self.is_whole:
+            return
+        height, scale = self.size[0], self.size[0] / offsets.shape[-2]
+        least, most = (float(y) for y in offsets[:, :, 1, rows].aminmax())
+        first = math.floor((rows.start + 0.5 + least) * scale - 0.5)
+        last = math.floor((rows.stop - 0.5 + most) * scale - 0.5) + 1
+        if not math.isfinite(least + most):
+            first, last = 0, height
+        first, last = min(max(first, 0), height - 1), min(max(last, 0), height - 1)
+        if first < self.first or last >= self.first + self.lines:
+            self._lay_out(first, max(self.lines, last + 1 - first))
+
+
+class Lists:
+    """Which rows of a table the queries of a strip sum; memory for it is taken once, for the largest strip.
+
+    Args:
+        offsets: (B, R, K, 2, H, W).
+        parts: that the queries are divided into.
+    """
+
+    def __init__(self, offsets: Tensor, parts: Sequence[tuple[slice, list[slice]]]) -> None:
+        images, (rows, *_) = parts[0]
+        self._width = offsets.shape[-1]
+        queries = (images.stop - images.start) * (rows.stop - rows.start) * self._width
+        entries = 4 * queries * offsets.shape[2]
+        self._begin = offsets.new_empty(queries + 1, dtype=torch.int32)
+        self._index = offsets.new_empty(2, entries, dtype=torch.int32)
+        self._weight = offsets.new_empty(2, entries)
+        self._queries = self._entries = 0
+
+    def fill(
+        self, offsets: Tensor, weights: Tensor, r: int, images: slice, rows: slice, table: Table
+    ) -> None:
+        """List the rows for the queries of some images and rows, see :func:`kernels.list_rows`."""
+        table.hold(offsets[images, r], rows)
+        self._queries = (images.stop - images.start) * (rows.stop - rows.start) * self._width
+        list_rows(
+            offsets.numpy(), weights.numpy(), r, *_where(images, rows, table),
+            self._begin.numpy(), self._index[0].numpy(), self._weight[0].numpy(),
+        )  # fmt: skip
+        self._entries = int(self._begin[self._queries])
+
+    def sum(self, table: Table) -> Tensor:
+        """Return for each query the weighted sum of its rows: (Q, C)."""
+        begin = self._begin[: self._queries]
+        return _bag_sum(self._index[0, : self._entries], table.rows, begin, self._weight[0, : self._entries])
+
+    def sum_transposed(self, grad: Tensor, table: Table) -> Tensor:
+        """Return for each row of the table the weighted sum of the gradients of the queries that read it.
+
+        Args:
+            grad: (b, rows, W, C).
+            table: that was read.
+        """
+        start = self._begin.new_empty(len(table.rows) + 1)
+        transpose(
+            self._begin[: self._queries + 1].numpy(), self._index[0].numpy(), self._weight[0].numpy(),
+            share_threads(), start.numpy(), self._index[1].numpy(), self._weight[1].numpy(),
+        )  # fmt: skip
+        query, weight = self._index[1, : self._entries], self._weight[1, : self._entries]
+        return _bag_sum(query, grad.flatten(0, 2), start[:-1], weight)
+
+
+class Total:
+    """The gradient of a value map, (B, h, w, C), added up from parts of it.
+
+    Args:
+        value: the map, (B, C, h, w).
+        dtype: of the gradient.
+    """
+
+    def __init__(self, value: Tensor, dtype: torch.dtype) -> None:
+        batch, channels, *size = value.shape
+        self._shape, self._dtype = (batch, *size, channels), dtype
+        self.result = torch.empty(0)
+
+    def add(self, rows: Tensor, images: slice, table: Table) -> None:
+        """Add what is found for the rows of a table."""
+        if self.result.numel() == 0:  # what is found for all at once is kept as it is
+            if rows.numel() == math.prod(self._shape):
+                self.result = rows.view(self._shape)
+                return
+            self.result = torch.zeros(self._shape, dtype=self._dtype)
+        read = self.result[images, table.first : table.first + table.lines]
+        read += rows.view_as(read)
+
+
+def _bag_sum(row: Tensor, table: Tensor, begin: Tensor, weight: Tensor) -> Tensor:
+    return F.embedding_bag(row, table, begin, mode="sum", per_sample_weights=weight)
+
+
+def _where(images: slice, rows: slice, table: Table) -> tuple[int, ...]:
+    """Return images, rows and the table's lines as the loops take them; they will use PyTorch's threads."""
+    share_threads()
+    return (
+        images.start, images.stop - images.start, rows.start, rows.stop - rows.start,
+        *table.size, table.first, table.lines,
+    )  # fmt: skip
