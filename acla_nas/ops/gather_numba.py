@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acla_nas.ops.jit import share_threads
-from acla_nas.ops.kernels import differentiate, list_rows, transpose
+from acla_nas.ops.kernels import Part, differentiate, list_rows, transpose
 
 _STRIP_KEYS = 1 << 16  # keys worked on at a time, for each thread
 _TABLE_BYTES = 1 << 24  # of a map laid out for reading, unless a strip's keys reach farther
@@ -74,8 +74,8 @@ def backward(
                 if needs_offsets or needs_weights:
                     table.hold(offsets[images, r], rows)
                     differentiate(
-                        of_sums.numpy(), table.rows.numpy(), offsets.numpy(), weights.numpy(), r,
-                        *_where(images, rows, table), of_offsets.numpy(), of_weights.numpy(),
+                        _part(images, rows, table, offsets), of_sums.numpy(), table.rows.numpy(),
+                        offsets.numpy(), weights.numpy(), r, of_offsets.numpy(), of_weights.numpy(),
                     )  # fmt: skip
         of_values.append(None if total is None else total.result.permute(0, 3, 1, 2).to(value.dtype))
     return [
@@ -189,7 +189,7 @@ class Lists:
         table.hold(offsets[images, r], rows)
         self._queries = (images.stop - images.start) * (rows.stop - rows.start) * self._width
         list_rows(
-            offsets.numpy(), weights.numpy(), r, *_where(images, rows, table),
+            _part(images, rows, table, offsets), offsets.numpy(), weights.numpy(), r,
             self._begin.numpy(), self._index[0].numpy(), self._weight[0].numpy(),
         )  # fmt: skip
         self._entries = int(self._begin[self._queries])
@@ -243,10 +243,10 @@ def _bag_sum(row: Tensor, table: Tensor, begin: Tensor, weight: Tensor) -> Tenso
     return F.embedding_bag(row, table, begin, mode="sum", per_sample_weights=weight)
 
 
-def _where(images: slice, rows: slice, table: Table) -> tuple[int, ...]:
-    """Return images, rows and the table's lines as the loops take them; they will use PyTorch's threads."""
+def _part(images: slice, rows: slice, table: Table, offsets: Tensor) -> Part:
+    """Return what the loops work on; they will use PyTorch's threads."""
     share_threads()
-    return (
-        images.start, images.stop - images.start, rows.start, rows.stop - rows.start,
+    return Part(
+        images.start, images.stop - images.start, rows.start, rows.stop - rows.start, 0, offsets.shape[-2],
         *table.size, table.first, table.lines,
     )  # fmt: skip

@@ -2,11 +2,13 @@
 
 A map is a table of rows of C values, a pixel a row, of which ``lines`` from ``first`` on are at hand. What is
 read at a key is the weighted sum of the four rows around it; what lies outside the map has weight 0. Offsets
-are (B, R, K, 2, H, W) and weights (B, R, K, H, W), as the operator takes them. A loop works on one reference
-r, some images, and some rows of queries.
+are (B, R, K, 2, H, W) and weights (B, R, K, H, W), as the operator takes them, or some rows of these. A loop
+works on one reference r, some images, and some rows of queries.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -17,30 +19,55 @@ BLOCK = 32  # queries of a row worked on together: what belongs to them stays in
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 
 
+class Part(NamedTuple):
+    """What a loop works on.
+
+    Attributes:
+        image, images: the first of the images, and how many; the table has as many.
+        top, rows: the first row of queries in the arrays, and how many.
+        skipped: rows of queries that the arrays lack before their first.
+        height: of the query map.
+        h, w: of the map that is read.
+        first, lines: of it that the table has.
+    """
+
+    image: int
+    images: int
+    top: int
+    rows: int
+    skipped: int
+    height: int
+    h: int
+    w: int
+    first: int
+    lines: int
+
+
 @jit()
-def find(offsets, b, r, k, y, x, count, h, w, left, above, across, down):
+def find(part, offsets, b, r, k, y, x, count, left, above, across, down):
     """Write which pixel is at the upper left of a key, and how far beyond it the key lies, for some queries.
 
     Args:
+        part: that is worked on.
         offsets: (B, R, K, 2, H, W).
         b, r, k: of the key.
-        y, x: of the first query.
+        y, x: of the first query, in the arrays.
         count: of queries in its row.
-        h, w: of the map.
         left, above: (count,) int32, written.
         across, down: (count,), written: 0 .. 1.
     """
-    height, width = offsets.shape[4:]
+    h, w, height, width = part.h, part.w, part.height, offsets.shape[5]
     columns, rows = offsets[b, r, k, 0, y, x : x + count], offsets[b, r, k, 1, y, x : x + count]
+    place = y + part.skipped
     if (h, w) == (height, width):
         for i in range(count):
             column, row = np.floor(columns[i]), np.floor(rows[i])
             across[i], down[i] = columns[i] - column, rows[i] - row
             left[i] = np.int32(x + i) + np.int32(min(max(column, -_FAR), _FAR))
-            above[i] = np.int32(y) + np.int32(min(max(row, -_FAR), _FAR))
+            above[i] = np.int32(place) + np.int32(min(max(row, -_FAR), _FAR))
     else:
         # The place of the query itself is split beforehand, in float64, so that what is left is exact.
-        y_place = (y + 0.5) * h / height - 0.5
+        y_place = (place + 0.5) * h / height - 0.5
         y_whole = np.floor(y_place)
         y_rest = offsets.dtype.type(y_place - y_whole)
         x_scale, y_scale = offsets.dtype.type(w / width), offsets.dtype.type(h / height)
@@ -56,18 +83,18 @@ def find(offsets, b, r, k, y, x, count, h, w, left, above, across, down):
 
 
 @jit()
-def spread(factors, h, w, first, lines, row, left, above, across, down, index, weight):
+def spread(part, factors, row, left, above, across, down, index, weight):
     """Write the rows and the weights of the four pixels around some keys of weight ``factors``.
 
     Args:
+        part: that is worked on.
         factors: (count,).
-        h, w: of the map.
-        first, lines: of it that the table has.
         row: of the table, where the map begins.
         left, above, across, down: as :func:`find` writes them.
         index: (.., 4) int32, written.
         weight: (.., 4), written.
     """
+    h, w, first, lines = np.int32(part.h), np.int32(part.w), np.int32(part.first), np.int32(part.lines)
     none, one = weight.dtype.type(0), weight.dtype.type(1)
     for i in range(len(factors)):
         x, y = left[i], above[i]
@@ -85,19 +112,17 @@ def spread(factors, h, w, first, lines, row, left, above, across, down, index, w
 
 
 @jit(parallel=True)
-def list_rows(offsets, weights, r, image, images, top, rows, h, w, first, lines, begin, index, weight):
+def list_rows(part, offsets, weights, r, begin, index, weight):
     """List which rows of the table each query sums, and with which weights; keys of weight 0 are left out.
 
     Args:
+        part: that is worked on.
         offsets, weights, r: see above.
-        image, images: the first of the images, and how many; the table has as many.
-        top, rows: the first row of queries, and how many.
-        h, w: of the map.
-        first, lines: of it that the table has.
         begin: (images rows W + 1,) int32, written: where each query's entries begin, and the last's end.
         index: int32, written: rows of the table; 4 K for each query at most.
         weight: likewise, their weights.
     """
+    image, images, top, rows = part.image, part.images, part.top, part.rows
     keys, width = weights.shape[2], weights.shape[4]
     counts = np.zeros(images * rows + 1, np.int64)
     for line in numba.prange(images * rows):
@@ -113,54 +138,49 @@ def list_rows(offsets, weights, r, image, images, top, rows, h, w, first, lines,
         b, y = image + line // rows, top + line % rows
         left, above = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
         across, down = np.empty(BLOCK, offsets.dtype), np.empty(BLOCK, offsets.dtype)
-        of_block, weight_of_block = (
-            np.empty((BLOCK, keys, 4), np.int32),
-            np.empty((BLOCK, keys, 4), weight.dtype),
-        )
+        indices, parts = np.empty((BLOCK, keys, 4), np.int32), np.empty((BLOCK, keys, 4), weight.dtype)
+        row = line // rows * part.lines * part.w
         at = 4 * starts[line]
         for x in range(0, width, BLOCK):
             count = min(BLOCK, width - x)
             for k in range(keys):
-                find(offsets, b, r, k, y, x, count, h, w, left, above, across, down)
-                spread(
-                    weights[b, r, k, y, x : x + count],
-                    np.int32(h), np.int32(w), np.int32(first), np.int32(lines),
-                    np.int32(line // rows * lines * w),
-                    left, above, across, down, of_block[:, k], weight_of_block[:, k],
-                )  # fmt: skip
+                find(part, offsets, b, r, k, y, x, count, left, above, across, down)
+                factors = weights[b, r, k, y, x : x + count]
+                spread(part, factors, np.int32(row), left, above, across, down, indices[:, k], parts[:, k])
             for i in range(count):
                 begin[line * width + x + i] = at
                 if every:
                     for k in range(keys):
                         for corner in range(4):
-                            index[at + 4 * k + corner] = of_block[i, k, corner]
-                            weight[at + 4 * k + corner] = weight_of_block[i, k, corner]
+                            index[at + 4 * k + corner] = indices[i, k, corner]
+                            weight[at + 4 * k + corner] = parts[i, k, corner]
                     at += 4 * keys
                     continue
                 for k in range(keys):
                     if weights[b, r, k, y, x + i] != 0:
                         for corner in range(4):
-                            index[at + corner] = of_block[i, k, corner]
-                            weight[at + corner] = weight_of_block[i, k, corner]
+                            index[at + corner] = indices[i, k, corner]
+                            weight[at + corner] = parts[i, k, corner]
                         at += 4
     begin[images * rows * width] = 4 * starts[-1]
 
 
 @jit(parallel=True)
-def differentiate(
-    grad, table, offsets, weights, r, image, images, top, rows, h, w, first, lines, of_offsets, of_weights
-):
+def differentiate(part, grad, table, offsets, weights, r, of_offsets, of_weights):
     """Write the gradients of offsets and weights from those of the sums.
 
     Args:
+        part: that is worked on.
         grad: (images, rows, W, C), of the sums.
         table: (images lines w, C).
-        offsets, weights, r, image, images, top, rows, h, w, first, lines: as in :func:`list_rows`.
+        offsets, weights, r: see above.
         of_offsets: (B, R, K, 2, H, W), written.
         of_weights: (B, R, K, H, W), written.
     """
+    image, images, top, rows = part.image, part.images, part.top, part.rows
+    h, w, first, lines = part.h, part.w, part.first, part.lines
     keys, width, channels = weights.shape[2], weights.shape[4], grad.shape[3]
-    x_scale, y_scale = weights.dtype.type(w / width), weights.dtype.type(h / weights.shape[3])
+    x_scale, y_scale = weights.dtype.type(w / width), weights.dtype.type(h / part.height)
     for line in numba.prange(images * rows):
         b, y, row = image + line // rows, top + line % rows, line // rows * lines * w
         left, above = np.empty((keys, BLOCK), np.int32), np.empty((keys, BLOCK), np.int32)
@@ -169,7 +189,7 @@ def differentiate(
         for x in range(0, width, BLOCK):
             count = min(BLOCK, width - x)
             for k in range(keys):
-                find(offsets, b, r, k, y, x, count, h, w, left[k], above[k], across[k], down[k])
+                find(part, offsets, b, r, k, y, x, count, left[k], above[k], across[k], down[k])
             for i in range(count):
                 of_query = grad[line // rows, line % rows, x + i]
                 for k in range(keys):
