@@ -30,18 +30,19 @@ def is_supported(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> 
 
 def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tensor:
     """Return what :func:`acla_nas.ops.cross_layer_gather` does."""
-    batch, references, _, _, height, width = offsets.shape
+    batch, references, keys, _, height, width = offsets.shape
     compute = _dtype(values, offsets)
     offsets, weights = offsets.to(compute).contiguous(), weights.to(compute).contiguous()
     out = offsets.new_empty(batch, height, width, values[0].shape[1])
     parts = _parts(offsets)
-    lists, table = Lists(offsets, parts), Table(compute)
+    lists, table = Lists(_most_queries(parts, width), keys, compute), Table(compute)
     for images, strips in parts:
         for r in range(references):
             table.load(values[r][images])
             for rows in strips:
-                lists.fill(offsets, weights, r, images, rows, table)
-                sums = lists.sum(table).view(-1, rows.stop - rows.start, width, out.shape[-1])
+                table.hold(offsets[images, r], rows)
+                lists.fill(_part(images, rows, table, offsets), offsets, weights, r)
+                sums = lists.sum(table.rows).view(-1, rows.stop - rows.start, width, out.shape[-1])
                 if r == 0:
                     out[images, rows] = sums
                 else:
@@ -61,20 +62,21 @@ def backward(
     of_offsets, of_weights = torch.empty_like(offsets), torch.empty_like(weights)
     of_values: list[Tensor | None] = []
     parts = _parts(offsets)
-    lists, table = Lists(offsets, parts), Table(compute)
+    lists, table = Lists(_most_queries(parts, offsets.shape[-1]), offsets.shape[2], compute), Table(compute)
     for r, (value, needs_value) in enumerate(zip(values, needs_values)):
         total = Total(value, compute) if needs_value else None
         for images, strips in parts:
             table.load(value[images])
             for rows in strips:
+                table.hold(offsets[images, r], rows)
+                part = _part(images, rows, table, offsets)
                 of_sums = grad[images, rows].to(compute).contiguous()
                 if total is not None:
-                    lists.fill(offsets, weights, r, images, rows, table)
-                    total.add(lists.sum_transposed(of_sums, table), images, table)
+                    lists.fill(part, offsets, weights, r)
+                    total.add(lists.sum_transposed(of_sums, len(table.rows)), images, table)
                 if needs_offsets or needs_weights:
-                    table.hold(offsets[images, r], rows)
                     differentiate(
-                        _part(images, rows, table, offsets), of_sums.numpy(), table.rows.numpy(),
+                        part, of_sums.numpy(), table.rows.numpy(),
                         offsets.numpy(), weights.numpy(), r, of_offsets.numpy(), of_weights.numpy(),
                     )  # fmt: skip
         of_values.append(None if total is None else total.result.permute(0, 3, 1, 2).to(value.dtype))
@@ -165,48 +167,42 @@ class Table:
 
 
 class Lists:
-    """Which rows of a table the queries of a strip sum; memory for it is taken once, for the largest strip.
+    """Which rows of a table the queries of a part sum; memory for it is taken once, for the largest part.
 
     Args:
-        offsets: (B, R, K, 2, H, W).
-        parts: that the queries are divided into.
+        queries: that a part has at most.
+        keys: of each.
+        dtype: of weights.
     """
 
-    def __init__(self, offsets: Tensor, parts: Sequence[tuple[slice, list[slice]]]) -> None:
-        images, (rows, *_) = parts[0]
-        self._width = offsets.shape[-1]
-        queries = (images.stop - images.start) * (rows.stop - rows.start) * self._width
-        entries = 4 * queries * offsets.shape[2]
-        self._begin = offsets.new_empty(queries + 1, dtype=torch.int32)
-        self._index = offsets.new_empty(2, entries, dtype=torch.int32)
-        self._weight = offsets.new_empty(2, entries)
-        self._queries = self._entries = 0
+    def __init__(self, queries: int, keys: int, dtype: torch.dtype) -> None:
+        self._begin = torch.empty(queries + 1, dtype=torch.int32)
+        self._index = torch.empty(2, 4 * queries * keys, dtype=torch.int32)
+        self._weight = torch.empty(2, 4 * queries * keys, dtype=dtype)
 
-    def fill(
-        self, offsets: Tensor, weights: Tensor, r: int, images: slice, rows: slice, table: Table
-    ) -> None:
-        """List the rows for the queries of some images and rows, see :func:`kernels.list_rows`."""
-        table.hold(offsets[images, r], rows)
-        self._queries = (images.stop - images.start) * (rows.stop - rows.start) * self._width
+    def fill(self, part: Part, offsets: Tensor, weights: Tensor, r: int) -> None:
+        """List the rows that the queries of a part sum, see :func:`acla_nas.ops.kernels.list_rows`."""
+        share_threads()
         list_rows(
-            _part(images, rows, table, offsets), offsets.numpy(), weights.numpy(), r,
+            part, offsets.numpy(), weights.numpy(), r,
             self._begin.numpy(), self._index[0].numpy(), self._weight[0].numpy(),
         )  # fmt: skip
+        self._queries = part.images * part.rows * offsets.shape[-1]
         self._entries = int(self._begin[self._queries])
 
-    def sum(self, table: Table) -> Tensor:
-        """Return for each query the weighted sum of its rows: (Q, C)."""
+    def sum(self, rows: Tensor) -> Tensor:
+        """Return for each query the weighted sum of its rows of a table: (Q, C)."""
         begin = self._begin[: self._queries]
-        return _bag_sum(self._index[0, : self._entries], table.rows, begin, self._weight[0, : self._entries])
+        return _bag_sum(self._index[0, : self._entries], rows, begin, self._weight[0, : self._entries])
 
-    def sum_transposed(self, grad: Tensor, table: Table) -> Tensor:
+    def sum_transposed(self, grad: Tensor, rows: int) -> Tensor:
         """Return for each row of the table the weighted sum of the gradients of the queries that read it.
 
         Args:
             grad: (b, rows, W, C).
-            table: that was read.
+            rows: of the table that was read.
         """
-        start = self._begin.new_empty(len(table.rows) + 1)
+        start = self._begin.new_empty(rows + 1)
         transpose(
             self._begin[: self._queries + 1].numpy(), self._index[0].numpy(), self._weight[0].numpy(),
             share_threads(), start.numpy(), self._index[1].numpy(), self._weight[1].numpy(),
@@ -241,6 +237,11 @@ class Total:
 
 def _bag_sum(row: Tensor, table: Tensor, begin: Tensor, weight: Tensor) -> Tensor:
     return F.embedding_bag(row, table, begin, mode="sum", per_sample_weights=weight)
+
+
+def _most_queries(parts: Sequence[tuple[slice, list[slice]]], width: int) -> int:
+    images, (rows, *_) = parts[0]
+    return (images.stop - images.start) * (rows.stop - rows.start) * width
 
 
 def _part(images: slice, rows: slice, table: Table, offsets: Tensor) -> Part:
