@@ -123,8 +123,8 @@ class _Group:
         projection, channels = self.projections[r], self.query.shape[1]
         masks = None
         if len(projection) > channels:
-            masks = torch.matmul(projection[channels:], self.references[r])
-        values = torch.matmul(self.references[r].mT, projection[:channels].t())
+            masks = _each(projection[channels:], self.references[r])
+        values = torch.bmm(self.references[r].mT, projection[:channels].t().expand(len(self.query), -1, -1))
         return Projected(values.flatten(0, 1), masks, self.size)
 
     def forward(self, y: Tensor) -> tuple[Tensor, int]:
@@ -178,14 +178,14 @@ class _Group:
             projection, channels = self.projections[r], of_values.shape[-1]
             of_one, of_projection = of_references[r], of_projections[r]
             if of_one is not None:
-                pixels = torch.matmul(projection[:channels].t(), of_values.mT)
+                pixels = _each(projection[:channels].t(), of_values.mT)
                 if of_masks is not None:
-                    pixels += torch.matmul(projection[channels:].t(), of_masks)
+                    pixels.baddbmm_(projection[channels:].t().expand(len(of_masks), -1, -1), of_masks)
                 of_one[self.images] = pixels.view_as(of_one[self.images])
             if of_projection is not None:
-                of_projection[:channels] += torch.matmul(of_values.mT, reference.mT).sum(0)
+                of_projection[:channels] += torch.bmm(of_values.mT, reference.mT).sum(0)
                 if of_masks is not None:
-                    of_projection[channels:] += torch.matmul(of_masks, reference.mT).sum(0)
+                    of_projection[channels:] += torch.bmm(of_masks, reference.mT).sum(0)
         self._add_query(keys, on, of_query, of_offset, of_logit)
 
     def _add_query(
@@ -205,8 +205,13 @@ class _Group:
             found = of_found.flatten(1, -3).flatten(2)  # b x (2) R K x P
             rows = found.shape[1]
             if of_query is not None:
-                pixels += torch.matmul(weight[:rows].t(), found)
+                pixels.baddbmm_(weight[:rows].t().expand(len(found), -1, -1), found)
             if of_weight is not None:
-                of_weight[:rows] += torch.matmul(found, self.query.mT).sum(0)
+                of_weight[:rows] += torch.bmm(found, self.query.mT).sum(0)
         if of_query is not None:
             of_query[self.images] = pixels.view_as(of_query[self.images])
+
+
+def _each(matrix: Tensor, batch: Tensor) -> Tensor:
+    """Return the products of one matrix with each of a batch: (b, N, P)."""
+    return torch.bmm(matrix.expand(len(batch), -1, -1), batch)

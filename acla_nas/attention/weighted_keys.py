@@ -95,7 +95,7 @@ class WeightedKeys:
         return cls(
             module,
             offsets.view(batch, count, keys, 2, *size),
-            torch.matmul(logit, query).view(batch, count, keys, *size),
+            torch.bmm(logit.expand(batch, -1, -1), query).view(batch, count, keys, *size),
             skipped,
             height or size[0],
         )

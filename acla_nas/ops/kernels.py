@@ -139,6 +139,7 @@ def list_rows(part, offsets, weights, r, begin, index, weight):
         left, above = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
         across, down = np.empty(BLOCK, offsets.dtype), np.empty(BLOCK, offsets.dtype)
         indices, parts = np.empty((BLOCK, keys, 4), np.int32), np.empty((BLOCK, keys, 4), weight.dtype)
+        all_indices, all_parts = indices.reshape(-1, 4), parts.reshape(-1, 4)
         row = line // rows * part.lines * part.w
         at = 4 * starts[line]
         for x in range(0, width, BLOCK):
@@ -147,21 +148,20 @@ def list_rows(part, offsets, weights, r, begin, index, weight):
                 find(part, offsets, b, r, k, y, x, count, left, above, across, down)
                 factors = weights[b, r, k, y, x : x + count]
                 spread(part, factors, np.int32(row), left, above, across, down, indices[:, k], parts[:, k])
+            kept = 0
             for i in range(count):
-                begin[line * width + x + i] = at
+                begin[line * width + x + i] = at + 4 * kept
                 if every:
-                    for k in range(keys):
-                        for corner in range(4):
-                            index[at + 4 * k + corner] = indices[i, k, corner]
-                            weight[at + 4 * k + corner] = parts[i, k, corner]
-                    at += 4 * keys
+                    kept += keys
                     continue
-                for k in range(keys):
-                    if weights[b, r, k, y, x + i] != 0:
-                        for corner in range(4):
-                            index[at + corner] = indices[i, k, corner]
-                            weight[at + corner] = parts[i, k, corner]
-                        at += 4
+                for k in range(keys):  # without a branch, which could not be foreseen
+                    for corner in range(4):
+                        all_indices[kept, corner] = indices[i, k, corner]
+                        all_parts[kept, corner] = parts[i, k, corner]
+                    kept += weights[b, r, k, y, x + i] != 0
+            index[at : at + 4 * kept] = all_indices.reshape(-1)[: 4 * kept]
+            weight[at : at + 4 * kept] = all_parts.reshape(-1)[: 4 * kept]
+            at += 4 * kept
     begin[images * rows * width] = 4 * starts[-1]
 
 
