@@ -6,25 +6,30 @@ for each other. Sums may be reordered by the compiler, but are the same from run
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
 import numba
 import torch
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+_config: Any = numba.config  # whose names are made when it is read
+_config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 # Not nnan and ninf: what is not finite stays so, and clamping it to an image stays possible.
 _OPTIONS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
+_process = os.getpid()  # in which Numba's threads may run
 
 
-def jit(*, parallel: bool = False, inline: bool = False) -> Callable[[_F], _F]:
+def jit(*, parallel: bool = False) -> Callable[[_F], _F]:
     """Compile a function at its first call, and keep the code on disk where Numba finds a place for it.
 
     Args:
-        parallel: run its ``numba.prange`` in as many threads as PyTorch has, see :func:`share_threads`.
-        inline: into those that call it.
+        parallel: run its ``numba.prange`` in as many threads as PyTorch has, see :func:`share_threads`. Such
+            a function is called from Python only.
 
     Example:
         >>> @jit()
@@ -33,20 +38,59 @@ def jit(*, parallel: bool = False, inline: bool = False) -> Callable[[_F], _F]:
         >>> double(21)
         42
     """
-    options = {**_OPTIONS, "parallel": parallel, "inline": "always" if inline else "never"}
 
     def decorate(function: _F) -> _F:
-        try:
-            compiled: _F = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder to write to, or no file to read from
-            compiled = numba.njit(**options)(function)
-        return compiled
+        compiled = _compile(function, parallel)
+        if not parallel:
+            return cast(_F, compiled)
+        alone = _compile(_under_another_name(function), False)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return (alone if _is_forked() else compiled)(*arguments)
+
+        return cast(_F, call)
 
     return decorate
 
 
+def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
+    options = {**_OPTIONS, "parallel": parallel}
+    try:
+        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write to, or no file to read from
+        compiled = numba.njit(**options)(function)
+    return compiled
+
+
+def _under_another_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same function for files of its own on disk, where Numba does not tell options apart."""
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__module__, copy.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
+    return copy
+
+
 def share_threads() -> int:
-    """Let loops that are called from now on use as many threads as PyTorch does, and return their number."""
-    count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    """Let loops that are called from now on use as many threads as PyTorch does, and return their number.
+
+    It is 1 in a process that was forked after this module was loaded, as threads do not outlive a fork.
+    """
+    if _is_forked():
+        return 1
+    threads = torch.get_num_threads()
+    count = min(threads, _config.NUMBA_NUM_THREADS)
     numba.set_num_threads(count)
+    if torch.get_num_threads() != threads:  # at its first call Numba sets the number that PyTorch uses, too
+        torch.set_num_threads(threads)
     return count
+
+
+def _is_forked() -> bool:
+    return os.getpid() != _process
