@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from acla_nas.attention.weighted_keys import Projected, WeightedKeys
+from acla_nas.attention.weighted_keys import WeightedKeys, each, key_rows
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
@@ -43,11 +43,9 @@ def attend(
         outside: (R,), gates that they are multiplied by when divided by their sum; likewise.
         on: how many references are on.
     """
-    offset = torch.cat([layer.offset.weight.flatten(1) for layer in layers])  # 2 R K x C
-    logit = torch.cat([layer.logit.weight.flatten(1) for layer in layers])  # R K x C
     projections = [layer.projection().flatten(1) for layer in layers]  # (C + masks) x C_l
     result: tuple[Tensor, Tensor] = _Attend.apply(
-        module, on, query, offset, logit, inside, outside, *references, *projections
+        module, on, query, key_rows(layers), inside, outside, *references, *projections
     )
     return result
 
@@ -60,10 +58,11 @@ class _Attend(torch.autograd.Function):
         query = tensors[0]
         batch, channels, height, width = query.shape
         y = query.new_empty(batch, height, width, channels)
-        log_sums = query.new_empty(batch, height, width)
+        log_sums = query.new_empty(batch, height * width)
         opened = 0
         for images in _groups(module, query):
-            log_sums[images], count = _Group(module, images, tensors, on).forward(y[images])
+            found, count = _Group(module, images, tensors, on).forward(y[images].view(-1, channels))
+            log_sums[images] = found.view(-1, height * width)
             opened += count
         ctx.module, ctx.on = module, on
         ctx.save_for_backward(y, log_sums, *tensors)
@@ -73,14 +72,15 @@ class _Attend(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_y: Tensor, of_share: Tensor) -> tuple[Tensor | None, ...]:
         module, on, (y, log_sums, *tensors) = ctx.module, ctx.on, ctx.saved_tensors
-        query, inside = tensors[0], tensors[3]
+        query, inside, of_y = tensors[0], tensors[2], of_y.permute(0, 2, 3, 1)
         needed = ctx.needs_input_grad[2:]
         of = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed)]
-        count = len(inside) if needed[3] or needed[4] else on
+        count = len(inside) if needed[2] or needed[3] else on
         of_open = float(of_share) / _num_keys(module, query, on)
         for images in _groups(module, query):
             group = _Group(module, images, tensors, count)
-            group.backward(of_y[images], y[images], log_sums[images], of_open, on, of)
+            rows = (t[images].reshape(-1, t.shape[-1]) for t in (of_y, y))
+            group.backward(*rows, log_sums[images].flatten(), of_open, on, of)
         return (None, None, *of)
 
 
@@ -103,43 +103,36 @@ class _Group:
     Args:
         module: the attention.
         images: of the batch.
-        tensors: query, offset, logit, inside, outside, references and projections, see :func:`attend`.
+        tensors: query, scores, inside, outside, references and projections, see :func:`attend`.
         count: references that are looked at.
     """
 
     def __init__(self, module: ACLA, images: slice, tensors: Sequence[Tensor], count: int) -> None:
-        query, offset, logit, inside, outside, *rest = tensors
-        keys = module.num_keys
-        self.images, self.size = images, query.shape[-2:]
-        self.query = query[images].flatten(2)  # b x C x P
-        self.references = [x[images].flatten(2) for x in rest[:count]]
+        query, scores, inside, outside, *rest = tensors
+        self.images, self.channels = images, query.shape[1]
+        self.references = [x[images].flatten(2) for x in rest[:count]]  # b x C_l x P
         self.projections = rest[len(inside) :][:count]
-        self.offset, self.logit = offset[: 2 * keys * count], logit[: keys * count]
-        self.keys = WeightedKeys.of(module, self.query, self.offset, self.logit, self.size)
-        self.keys.switch(inside[:count], outside[:count])
+        self.scores = scores[:, :count]
+        self.keys = WeightedKeys(module, query[images], self.scores, inside[:count], outside[:count])
 
-    def _read(self, r: int) -> Projected:
-        """Return G x and M x of one reference."""
-        projection, channels = self.projections[r], self.query.shape[1]
-        masks = None
-        if len(projection) > channels:
-            masks = _each(projection[channels:], self.references[r])
-        values = torch.bmm(self.references[r].mT, projection[:channels].t().expand(len(self.query), -1, -1))
-        return Projected(values.flatten(0, 1), masks, self.size)
+    def _read(self, r: int) -> tuple[Tensor, Tensor | None]:
+        """Return G x of one reference, (b P, C), and M x, (b, P, masks)."""
+        pixels, projection = self.references[r].mT, self.projections[r].t()
+        masks = each(pixels, projection[:, self.channels :]) if self.keys.is_gated else None
+        return each(pixels, projection[:, : self.channels]).flatten(0, 1), masks
 
     def forward(self, y: Tensor) -> tuple[Tensor, int]:
-        """Write y (b, H, W, C), return the log of the joint softmax's sum (b, H, W), and the open keys."""
+        """Write y (Q, C), return the log of the joint softmax's sum (Q,), and the number of open keys."""
         keys = self.keys
         shift = keys.exponentiate()
         opened = 0
         for r in range(len(self.references)):
-            projected = self._read(r)
-            opened += keys.weigh(r, projected)
-            sums = keys.sum(r, projected).view_as(y)
+            rows, masks = self._read(r)
+            opened += keys.weigh(r, masks)
             if r == 0:
-                y.copy_(sums)
+                y.copy_(keys.sum(r, rows))
             else:
-                y += sums
+                y += keys.sum(r, rows)
         if keys.joint:
             y /= keys.sums.unsqueeze(-1)
         return shift.add_(keys.sums.log()), opened
@@ -150,68 +143,61 @@ class _Group:
         """Add the gradients of this group to those of all arguments.
 
         Args:
-            of_y: dL/dy, (b, C, H, W).
-            y: (b, H, W, C).
-            log_sums: logarithms of the joint softmax's sums, (b, H, W).
+            of_y: dL/dy, (Q, C).
+            y: (Q, C).
+            log_sums: logarithms of the joint softmax's sums, (Q,).
             of_open: gradient of a key's gate, beside that which it has through y.
             on: references that are on.
             of: gradients of what the group was made of.
         """
-        of_query, of_offset, of_logit, of_inside, of_outside, *rest = of
+        of_query, of_scores, of_inside, of_outside, *rest = of
         of_references, of_projections = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        of_y = of_y.permute(0, 2, 3, 1).contiguous()
         totals = (of_y * y).sum(-1)  # <dL/dy, y>
         keys = self.keys
         keys.exponentiate(log_sums)
-        keys.start_gradients()
         for r, reference in enumerate(self.references):
-            projected = self._read(r)
-            keys.weigh(r, projected)
-            of_masks, of_gates, of_gate = keys.differentiate(r, projected, of_y, totals, of_open)
+            rows, masks = self._read(r)
+            keys.weigh(r, masks)
+            of_masks, of_gates, of_gate = keys.differentiate(r, rows, masks, of_y, totals, of_open)
             if of_inside is not None:
                 of_inside[r] += of_gates
             if of_outside is not None and not keys.joint:
                 of_outside[r] += of_gate
             if r >= on:
                 continue
-            of_values = keys.sum_transposed(r, projected, of_y).view(*reference.mT.shape[:2], -1)
-            projection, channels = self.projections[r], of_values.shape[-1]
-            of_one, of_projection = of_references[r], of_projections[r]
-            if of_one is not None:
-                pixels = _each(projection[:channels].t(), of_values.mT)
-                if of_masks is not None:
-                    pixels.baddbmm_(projection[channels:].t().expand(len(of_masks), -1, -1), of_masks)
-                of_one[self.images] = pixels.view_as(of_one[self.images])
-            if of_projection is not None:
-                of_projection[:channels] += torch.bmm(of_values.mT, reference.mT).sum(0)
-                if of_masks is not None:
-                    of_projection[channels:] += torch.bmm(of_masks, reference.mT).sum(0)
-        self._add_query(keys, on, of_query, of_offset, of_logit)
+            of_values = keys.sum_transposed(r, of_y, len(rows)).view(*reference.mT.shape[:2], -1)
+            if of_references[r] is not None:
+                self._add_reference(r, of_values, of_masks, of_references[r])
+            if of_projections[r] is not None:
+                self._add_projection(r, of_values, of_masks, of_projections[r])
+        self._add_query(on, of_query, of_scores)
 
-    def _add_query(
-        self,
-        keys: WeightedKeys,
-        on: int,
-        of_query: Tensor | None,
-        of_offset: Tensor | None,
-        of_logit: Tensor | None,
+    def _add_reference(
+        self, r: int, of_values: Tensor, of_masks: Tensor | None, of_reference: Tensor
     ) -> None:
+        projection = self.projections[r].t().expand(len(of_values), -1, -1)
+        pixels = torch.bmm(projection[:, :, : self.channels], of_values.mT)
+        if of_masks is not None:
+            pixels.baddbmm_(projection[:, :, self.channels :], of_masks.mT)
+        of_reference[self.images] = pixels.view_as(of_reference[self.images])
+
+    def _add_projection(
+        self, r: int, of_values: Tensor, of_masks: Tensor | None, of_projection: Tensor
+    ) -> None:
+        pixels = self.references[r].mT
+        of_projection[: self.channels] += torch.bmm(of_values.mT, pixels).sum(0)
+        if of_masks is not None:
+            of_projection[self.channels :] += torch.bmm(of_masks.mT, pixels).sum(0)
+
+    def _add_query(self, on: int, of_query: Tensor | None, of_scores: Tensor | None) -> None:
         """Add the gradients of the query and of what projects it, from those of offsets and logits."""
-        pixels = torch.zeros_like(self.query)
-        for weight, of_weight, of_found in (
-            (self.offset, of_offset, keys.of_offsets[:, :on]),
-            (self.logit, of_logit, keys.of_logits[:, :on]),
-        ):
-            found = of_found.flatten(1, -3).flatten(2)  # b x (2) R K x P
-            rows = found.shape[1]
-            if of_query is not None:
-                pixels.baddbmm_(weight[:rows].t().expand(len(found), -1, -1), found)
-            if of_weight is not None:
-                of_weight[:rows] += torch.bmm(found, self.query.mT).sum(0)
+        pixels, of_found = self.keys.pixels, self.keys.of_found[:, :on].flatten(0, 1)
         if of_query is not None:
-            of_query[self.images] = pixels.view_as(of_query[self.images])
-
-
-def _each(matrix: Tensor, batch: Tensor) -> Tensor:
-    """Return the products of one matrix with each of a batch: (b, N, P)."""
-    return torch.bmm(matrix.expand(len(batch), -1, -1), batch)
+            of_pixels = torch.zeros_like(pixels)
+            for of_one, weight in zip(of_found, self.scores[:, :on].flatten(0, 1)):
+                of_pixels.addmm_(of_one, weight)
+            into = of_query[self.images].permute(0, 2, 3, 1)
+            into.copy_(of_pixels.view(into.shape))
+        if of_scores is not None:
+            sums = torch.bmm(of_found.mT, pixels.expand(len(of_found), -1, -1))
+            of_scores[:, :on] += sums.view_as(of_scores[:, :on])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tenso
             table.load(values[r][images])
             for rows in strips:
                 table.hold(offsets[images, r], rows)
-                lists.fill(_part(images, rows, table, offsets), offsets, weights, r)
+                _fill(lists, _part(images, rows, table, offsets), offsets, weights, r)
                 sums = lists.sum(table.rows).view(-1, rows.stop - rows.start, width, out.shape[-1])
                 if r == 0:
                     out[images, rows] = sums
@@ -72,8 +73,8 @@ def backward(
                 part = _part(images, rows, table, offsets)
                 of_sums = grad[images, rows].to(compute).contiguous()
                 if total is not None:
-                    lists.fill(part, offsets, weights, r)
-                    total.add(lists.sum_transposed(of_sums, len(table.rows)), images, table)
+                    _fill(lists, part, offsets, weights, r)
+                    total.add(lists.sum_transposed(of_sums.flatten(0, 2), len(table.rows)), images, table)
                 if needs_offsets or needs_weights:
                     differentiate(
                         part, of_sums.numpy(), table.rows.numpy(),
@@ -180,26 +181,27 @@ class Lists:
         self._index = torch.empty(2, 4 * queries * keys, dtype=torch.int32)
         self._weight = torch.empty(2, 4 * queries * keys, dtype=dtype)
 
-    def fill(self, part: Part, offsets: Tensor, weights: Tensor, r: int) -> None:
-        """List the rows that the queries of a part sum, see :func:`acla_nas.ops.kernels.list_rows`."""
-        share_threads()
-        list_rows(
-            part, offsets.numpy(), weights.numpy(), r,
-            self._begin.numpy(), self._index[0].numpy(), self._weight[0].numpy(),
-        )  # fmt: skip
-        self._queries = part.images * part.rows * offsets.shape[-1]
-        self._entries = int(self._begin[self._queries])
+    def to_fill(self, queries: int) -> list[Any]:
+        """Return what a loop is to list the rows of so many queries in: begin, index and weight."""
+        self._queries = queries
+        return [self._begin[: queries + 1].numpy(), self._index[0].numpy(), self._weight[0].numpy()]
+
+    @property
+    def _entries(self) -> int:
+        return int(self._begin[self._queries])
 
     def sum(self, rows: Tensor) -> Tensor:
         """Return for each query the weighted sum of its rows of a table: (Q, C)."""
-        begin = self._begin[: self._queries]
-        return _bag_sum(self._index[0, : self._entries], rows, begin, self._weight[0, : self._entries])
+        entries = self._entries
+        return _bag_sum(
+            self._index[0, :entries], rows, self._begin[: self._queries], self._weight[0, :entries]
+        )
 
     def sum_transposed(self, grad: Tensor, rows: int) -> Tensor:
         """Return for each row of the table the weighted sum of the gradients of the queries that read it.
 
         Args:
-            grad: (b, rows, W, C).
+            grad: (Q, C).
             rows: of the table that was read.
         """
         start = self._begin.new_empty(rows + 1)
@@ -207,8 +209,8 @@ class Lists:
             self._begin[: self._queries + 1].numpy(), self._index[0].numpy(), self._weight[0].numpy(),
             share_threads(), start.numpy(), self._index[1].numpy(), self._weight[1].numpy(),
         )  # fmt: skip
-        query, weight = self._index[1, : self._entries], self._weight[1, : self._entries]
-        return _bag_sum(query, grad.flatten(0, 2), start[:-1], weight)
+        entries = self._entries
+        return _bag_sum(self._index[1, :entries], grad, start[:-1], self._weight[1, :entries])
 
 
 class Total:
@@ -242,6 +244,11 @@ def _bag_sum(row: Tensor, table: Tensor, begin: Tensor, weight: Tensor) -> Tenso
 def _most_queries(parts: Sequence[tuple[slice, list[slice]]], width: int) -> int:
     images, (rows, *_) = parts[0]
     return (images.stop - images.start) * (rows.stop - rows.start) * width
+
+
+def _fill(lists: Lists, part: Part, offsets: Tensor, weights: Tensor, r: int) -> None:
+    begin_index_weight = lists.to_fill(part.images * part.rows * offsets.shape[-1])
+    list_rows(part, offsets.numpy(), weights.numpy(), r, *begin_index_weight)
 
 
 def _part(images: slice, rows: slice, table: Table, offsets: Tensor) -> Part:

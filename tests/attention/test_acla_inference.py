@@ -15,10 +15,10 @@ def features(references):
     return {name: x.detach() for name, x in references.items()}
 
 
-@pytest.mark.parametrize("entries", [1 << 17, 200])
+@pytest.mark.parametrize("keys", [1 << 16, 20])
 @pytest.mark.parametrize("options", OPTIONS, ids=option_name)
-def test_equals_the_literal_equations(options, entries, monkeypatch):
-    monkeypatch.setattr(acla_inference, "_STRIP_ENTRIES", entries)  # 200: strips of a few pixels
+def test_equals_the_literal_equations(options, keys, monkeypatch):
+    monkeypatch.setattr(acla_inference, "_STRIP_KEYS", keys)  # 20: strips of a row
     module, query, references = make(**options)
     expected = literal(module, query, references).detach()
     with torch.no_grad():
@@ -80,10 +80,10 @@ def test_weights_that_are_changed_in_whatever_way_are_seen():
 
 
 @pytest.mark.parametrize("size", [(1, 5), (5, 1)])
-def test_images_of_one_line_take_the_general_form(size):
+def test_images_of_one_line(size):
     module, query, references = make(size=size)
     with torch.no_grad():
-        assert not is_fusable(query, references.values())
+        assert is_fusable(query, references.values())
         torch.testing.assert_close(
             module(query, references), literal(module, query, references), rtol=1e-10, atol=1e-10
         )
