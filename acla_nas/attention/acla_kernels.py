@@ -1,8 +1,8 @@
 """The loops of ACLA on a CPU: where keys lie and what they weigh, and the gradients of all that.
 
 Q query pixels, some rows of b images, have K keys in each of R references, maps of the query's size. Offsets
-are (R, Q, K) for each axis, beyond ``base``, logits and weights likewise; mask maps are (b, h w, K or 1). The keys
-of a row of queries are worked on together, one simple loop after the other, which compilers make fast.
+are (R, Q, K) for each axis, beyond ``base``; logits and weights likewise; mask maps are (b, h w, K or 1). The
+keys of a row of queries are worked on together, one simple loop after the other, which compilers make fast.
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def _interpolate(queries, four, left, above, across, down, read, along_x, along_
 
 @jit(parallel=True)
 def differentiate(
-    queries, grad, table, to_x, to_y, base, parts, weights, maps, bias, temperature, inside, outside, r, joint,
-    share, of_open, totals, of_x, of_y, of_logits, of_masks, of_inside, of_outside,
+    queries, grad, table, to_x, to_y, base, parts, weights, maps, bias, temperature, inside, outside, r,
+    joint, share, of_open, totals, of_x, of_y, of_logits, of_masks, of_inside, of_outside,
 ):  # fmt: skip
     """Write the gradients of all that the keys of a reference are made of, from those of the weighted sums.
 

@@ -92,7 +92,7 @@ class WeightedKeys:
             logits -= shift.masked_fill_(shift == -torch.inf, 0)
         else:
             if log_sums is None:
-                log_sums = on.amax((0, 2))
+                log_sums = on.amax(2).amax(0)  # one after the other: several times faster
             logits -= log_sums.view(-1, 1)
         if on is not logits:
             logits.clamp_(max=_HIGHEST)
@@ -169,7 +169,8 @@ class WeightedKeys:
             self._logits.numpy(), self._weights.numpy(), self._maps(masks).numpy(), self._bias,
             self._number(self._module.gate_temperature), self._inside.numpy(), self._outside.numpy(), r,
             self.joint, self._share, self._number(of_open), totals.numpy(),
-            *(of.numpy() for of in self.of_found), self._of_masks.numpy(), of_inside.numpy(), of_outside.numpy(),
+            *(of.numpy() for of in self.of_found), self._of_masks.numpy(), of_inside.numpy(),
+            of_outside.numpy(),
         )  # fmt: skip
         of_maps = None
         if masks is not None:
