@@ -20,7 +20,11 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _config: Any = numba.config  # whose names are made when it is read
 _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 # Not nnan and ninf: what is not finite stays so, and clamping it to an image stays possible.
-_OPTIONS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
+_OPTIONS: dict[str, Any] = {
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    "error_model": "numpy",
+    "nogil": True,
+}
 _process = os.getpid()  # in which Numba's threads may run
 
 
@@ -55,7 +59,7 @@ def jit(*, parallel: bool = False) -> Callable[[_F], _F]:
 
 
 def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
-    options = {**_OPTIONS, "parallel": parallel}
+    options: dict[str, Any] = {**_OPTIONS, "parallel": parallel}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to write to, or no file to read from

@@ -1,4 +1,4 @@
-"""cross_layer_gather against its literal reference."""
+"""cross_layer_gather against its literal reference: Numba's form and the plain one, both on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acla_nas.errors import AclaError
-from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference, gather, table
+from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference, gather, gather_numba, table
 from acla_nas.ops.gather import _grid_sample_form
 
 SHAPES = [  # batch, references, keys, channels, height, width
@@ -19,6 +19,21 @@ SHAPES = [  # batch, references, keys, channels, height, width
     (1, 5, 16, 4, 12, 12),
     (2, 1, 8, 2, 3, 17),
 ]
+
+
+@pytest.fixture(params=["numba", "plain"], autouse=True)
+def form(request, monkeypatch):
+    """Numba's form is what a CPU takes by itself; the plain one is chosen here."""
+    if request.param == "plain":
+        monkeypatch.setattr(gather, "_form", lambda values, offsets, weights: gather._Plain)
+    return request.param
+
+
+@pytest.mark.parametrize("form", ["numba"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_cpu_takes_numbas_form(dtype):
+    *inputs, _ = make_inputs(2, 1, 3, 4, 6, 5, dtype=dtype)
+    assert gather._form(*inputs) is gather_numba
 
 
 def make_inputs(batch, references, keys, channels, height, width, *, reach=3.0, dtype=torch.float64, seed=0):
@@ -96,6 +111,7 @@ def test_strips_change_nothing(monkeypatch):
     image = 3 * 5 * 13
     for keys in (3 * 5 * 4, 1, image, 2 * image):  # 4 rows, 1 row, an image, two images at a time
         monkeypatch.setattr(gather, "_STRIP_KEYS", keys)
+        monkeypatch.setattr(gather_numba, "_STRIP_KEYS", keys)
         assert_close(output_and_gradients(cross_layer_gather, *inputs, grad), whole, 1e-13)
 
 
@@ -125,49 +141,145 @@ def test_identical_from_run_to_run():
 
 
 @pytest.mark.parametrize("open_share", [0.0, 0.1, 0.9])
-def test_closed_keys_are_skipped_where_most_are(monkeypatch, open_share):
+def test_closed_keys_change_nothing(open_share):
     values, offsets, weights, grad = make_inputs(2, 2, 8, 64, 9, 6)
-    closed = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) >= open_share
-    weights = weights.detach().masked_fill(closed, 0).requires_grad_()
-    read = []
-    bags = gather.Keys.bags
-
-    def counted(keys, weight):
-        for found in bags(keys, weight):
-            read.append(found.row.numel())
-            yield found
-
-    monkeypatch.setattr(gather.Keys, "bags", counted)
+    weights = close(weights, open_share)
     actual = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
     expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
     assert_close(actual, expected, 1e-10)
-    all_keys = 4 * weights.numel()
-    assert sum(read) == 2 * (all_keys if open_share > 0.5 else 4 * (~closed).sum())  # forward and backward
+
+
+def close(weights, open_share):
+    closed = torch.rand(weights.shape, generator=torch.Generator().manual_seed(1)) >= open_share
+    return weights.detach().masked_fill(closed, 0).requires_grad_()
+
+
+@pytest.mark.parametrize("form", ["numba"], indirect=True)
+@pytest.mark.parametrize("open_share", [0.0, 0.1, 0.9, 1.0])
+def test_closed_keys_are_not_read(monkeypatch, open_share):
+    values, offsets, weights, grad = make_inputs(2, 2, 8, 4, 9, 6)
+    weights = close(weights, open_share)
+    read = []
+    fill = gather_numba.Lists.fill
+
+    def counted(lists, *arguments):
+        fill(lists, *arguments)
+        read.append(lists._entries)
+
+    monkeypatch.setattr(gather_numba.Lists, "fill", counted)
+    output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
+    assert sum(read) == 2 * 4 * weights.count_nonzero()  # forward and backward
 
 
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("reach", [1.0, 30.0])
-def test_a_table_that_holds_part_of_the_image(monkeypatch, reach, together):
+@pytest.mark.parametrize("size", [(31, 5), (47, 3), (16, 9)])
+def test_a_table_that_holds_part_of_the_image(monkeypatch, reach, together, size):
     """Small enough tables are filled anew as the strips move on; keys that reach too far need all of it."""
-    inputs = make_inputs(1, 2, 3, 4, 31, 5, reach=reach)
-    expected = output_and_gradients(cross_layer_gather_reference, *inputs[:3], inputs[3])
+    _, offsets, weights, grad = make_inputs(1, 2, 3, 4, 31, 5, reach=reach)
+    values = [torch.randn(1, 4, *size, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    monkeypatch.setattr(gather, "_STRIP_KEYS", together * 3 * 5 * 4)
+    lines = size[0] // 2
+    for module in (gather, gather_numba):
+        monkeypatch.setattr(module, "_STRIP_KEYS", together * 3 * 5 * 4)
     monkeypatch.setattr(gather, "_LEAST_ROWS", 4)
-    monkeypatch.setattr(table, "_TABLE_BYTES", 16 * 7 * 4 * 8)  # 16 of 35 lines
-    assert_close(output_and_gradients(cross_layer_gather, *inputs[:3], inputs[3]), expected, 1e-10)
+    monkeypatch.setattr(table, "_TABLE_BYTES", lines * (size[1] + 2) * 4 * 8)
+    monkeypatch.setattr(gather_numba, "_TABLE_BYTES", lines * size[1] * 4 * 8)
+    assert_close(output_and_gradients(cross_layer_gather, values, offsets, weights, grad), expected, 1e-10)
 
 
+@pytest.mark.parametrize("form", ["numba"], indirect=True)
+def test_a_window_of_lines_follows_the_strips(monkeypatch):
+    """Memory for lines does not grow with the image where keys stay near."""
+    value, offsets = torch.randn(1, 4, 200, 5), torch.rand(1, 1, 3, 2, 200, 5) * 4 - 2
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr(gather_numba, "_STRIP_KEYS", 10 * 3 * 5)
+    monkeypatch.setattr(gather_numba, "_TABLE_BYTES", 16 * 5 * 4 * 4)
+    laid_out = []
+    lay_out = gather_numba.Table._lay_out
+
+    def noted(table, first, lines):
+        laid_out.append((first, lines))
+        lay_out(table, first, lines)
+
+    monkeypatch.setattr(gather_numba.Table, "_lay_out", noted)
+    cross_layer_gather([value], offsets, torch.ones(1, 1, 3, 200, 5))
+    assert {lines for _, lines in laid_out} == {16} and len(laid_out) > 10
+
+
+def other_layouts(x):
+    """The same numbers, otherwise in memory."""
+    yield x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if x.dim() == 4:
+        yield x.contiguous(memory_format=torch.channels_last)
+    yield torch.stack([x, x], -1)[..., 1]
+    yield x[..., :1].expand(x.shape)
+    yield x[:1].expand(x.shape)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_layouts_in_memory_change_nothing(which):
+    *inputs, grad = make_inputs(2, 2, 3, 4, 6, 5)
+    plain = [x.detach() for x in (inputs[0][0], *inputs[1:], grad)]
+    for layout in other_layouts(plain[which]):
+        results = []
+        for x in (layout, layout.clone(memory_format=torch.contiguous_format)):
+            value, offsets, weights, of_out = [*plain[:which], x, *plain[which + 1 :]]
+            leaves = [value.requires_grad_(), offsets.requires_grad_(), weights.requires_grad_()]
+            out = cross_layer_gather([value, inputs[0][1]], offsets, weights)
+            results.append([out, *torch.autograd.grad(out, [*leaves, inputs[0][1]], of_out)])
+        assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_a_gradient_that_is_not_needed_is_not_given(wanted):
+    values, offsets, weights, grad = make_inputs(2, 2, 3, 4, 6, 5)
+    expected = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)[1:]
+    inputs = [values[0], offsets, weights]
+    for x, needed in zip((*inputs, values[1]), (*wanted, False)):
+        x.requires_grad_(needed)
+    out = cross_layer_gather(values, offsets, weights)
+    out.backward(grad)
+    assert values[1].grad is None
+    for x, needed, gradient in zip(inputs, wanted, (expected[0], *expected[2:])):
+        assert torch.equal(x.grad, gradient) if needed else x.grad is None
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 7)])
+def test_images_of_one_pixel(size):
+    """As queries, as values, or both."""
+    _, offsets, weights, grad = make_inputs(2, 2, 3, 4, 1, 1, reach=1.0)
+    values = [torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    assert_close(output_and_gradients(cross_layer_gather, values, offsets, weights, grad), expected, 1e-10)
+    _, offsets, weights, grad = make_inputs(2, 2, 3, 4, *size)
+    values = [torch.randn(2, 4, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    assert_close(output_and_gradients(cross_layer_gather, values, offsets, weights, grad), expected, 1e-10)
+
+
+def test_no_images_give_nothing():
+    values, offsets, weights, _ = make_inputs(0, 2, 3, 4, 6, 5)
+    assert cross_layer_gather(values, offsets, weights).shape == (0, 4, 6, 5)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 3)])
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, 1e30])
-def test_offsets_that_are_no_places_do_no_harm(broken):
-    values, offsets, weights, _ = make_inputs(1, 1, 2, 3, 4, 5, dtype=torch.float32)
+def test_offsets_that_are_no_places_do_no_harm(broken, size):
+    """To other queries: neither to their sums nor to the gradients of their offsets and weights."""
+    _, offsets, weights, grad = make_inputs(1, 1, 2, 3, 4, 5, dtype=torch.float32)
+    values = [torch.randn(1, 3, *size, requires_grad=True)]
     offsets = offsets.detach()
     offsets[0, 0, 0, :, 2, 1] = broken
-    out = cross_layer_gather(values, offsets, weights)
-    touched = torch.zeros(4, 5, dtype=torch.bool)
-    touched[2, 1] = True
-    expected = cross_layer_gather(values, offsets.nan_to_num(0, 0, 0), weights)
-    assert torch.equal(out[..., ~touched], expected[..., ~touched])
+    untouched = torch.ones(4, 5, dtype=torch.bool)
+    untouched[2, 1] = False
+    results = []
+    for delta in (offsets, offsets.nan_to_num(0, 0, 0)):
+        delta = delta.requires_grad_()
+        out, _, *gradients = output_and_gradients(cross_layer_gather, values, delta, weights, grad)
+        results.append([x[..., untouched] for x in (out, *gradients)])
+    assert all(map(torch.equal, *results))
 
 
 def test_shape_errors_name_the_shapes():
