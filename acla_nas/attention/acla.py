@@ -119,12 +119,7 @@ class ACLA(Attention):
         key_gates: Tensor | None = None,
     ) -> Tensor:
         """See :meth:`Attention.forward`."""
-        plain = not (
-            reference_gates or self.training or torch.is_grad_enabled() or _OPEN_SHARES.get() is not None
-        )
-        if plain and key_gates is None and is_fusable(query, references.values()):
-            return infer(self, query, dict(references))
-        return self.out(sum_keys(self, query, references, reference_gates or {}, key_gates))
+        return update(self, query, references, reference_gates or {}, key_gates)
 
     def keys(self, query: Tensor, references: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return which keys the module reads for every query pixel, for those who want to look at them.
@@ -317,6 +312,39 @@ def _keep_outputs(projection: nn.Conv2d, outputs: int) -> None:
     projection.weight = nn.Parameter(projection.weight.detach()[:outputs].clone())
 
 
+def update(
+    module: ACLA,
+    query: Tensor,
+    references: Mapping[str, Tensor],
+    reference_gates: Mapping[str, Tensor],
+    key_gates: Tensor | None,
+) -> Tensor:
+    """Return H y: in one of the forms that are made for a CPU, where that can be, or else step by step."""
+    arguments = (module, query, references, reference_gates, key_gates)
+    if not is_fusable(query, references.values()) or (
+        module.training and module.adaptive and module.gate_noise
+    ):
+        return update_in_steps(*arguments)
+    if module.training or torch.is_grad_enabled():
+        return module.out(sum_keys(*arguments))
+    if reference_gates or key_gates is not None or _OPEN_SHARES.get() is not None:
+        return update_in_steps(*arguments)
+    return infer(module, query, dict(references))
+
+
+def update_in_steps(
+    module: ACLA,
+    query: Tensor,
+    references: Mapping[str, Tensor],
+    reference_gates: Mapping[str, Tensor],
+    key_gates: Tensor | None,
+) -> Tensor:
+    """Return the same step by step: on any device, of features of any size."""
+    keys = module._weigh(query, references, reference_gates, key_gates)
+    sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
+    return module.out(sums[0] + sums[1] if len(sums) > 1 else sums[0])
+
+
 def sum_keys(
     module: ACLA,
     query: Tensor,
@@ -324,11 +352,7 @@ def sum_keys(
     reference_gates: Mapping[str, Tensor],
     key_gates: Tensor | None,
 ) -> Tensor:
-    """Return y of Eq. 6 (B, C, H, W): in training or with gradients as one function, where that can be."""
-    noisy = module.training and module.adaptive and module.gate_noise
-    with_gradients = module.training or torch.is_grad_enabled()
-    if noisy or not with_gradients or not is_fusable(query, references.values()):
-        return sum_keys_in_steps(module, query, references, reference_gates, key_gates)
+    """Return y of Eq. 6 (B, C, H, W), for features that the form for a CPU takes."""
     on, off = _split(references, reference_gates)
     inside, outside = query.new_ones(len(references), module.num_keys), query.new_ones(len(references))
     gates = _stack_gates([*on, *off], reference_gates)
@@ -344,19 +368,6 @@ def sum_keys(
     if module.adaptive and (share.requires_grad or not module.training):
         count_open_keys(share)
     return y
-
-
-def sum_keys_in_steps(
-    module: ACLA,
-    query: Tensor,
-    references: Mapping[str, Tensor],
-    reference_gates: Mapping[str, Tensor],
-    key_gates: Tensor | None,
-) -> Tensor:
-    """Return the same step by step: on any device, of features of any size."""
-    keys = module._weigh(query, references, reference_gates, key_gates)
-    sums = [cross_layer_gather(k.values, k.offsets, weights) for k, weights in keys]
-    return sums[0] + sums[1] if len(sums) > 1 else sums[0]
 
 
 def _split(references: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:

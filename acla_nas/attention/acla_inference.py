@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
@@ -25,6 +26,7 @@ def is_fusable(query: Tensor, references: Iterable[Tensor]) -> bool:
         and query.dtype in (torch.float32, torch.float64)
         and query.numel() > 0
         and all(x.shape[-2:] == query.shape[-2:] and x.dtype == query.dtype for x in references)
+        and not is_in_torch_dispatch_mode()  # which sees PyTorch's own operations alone, to count them or so
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from acla_nas.errors import AclaError
 from acla_nas.ops.table import Keys, Table
@@ -99,13 +100,13 @@ class _Gather(torch.autograd.Function):
 
 def _form(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Any:
     """Return what computes the sum and its gradients: Triton's kernels on a GPU, where they are to be had,
-    Numba's loops on a CPU, and plain PyTorch elsewhere."""
+    Numba's loops on a CPU, and plain PyTorch elsewhere, and where something counts PyTorch's operations."""
     if _has_triton(offsets.device):
         from acla_nas.ops import gather_triton
 
         if gather_triton.is_supported(values, offsets, weights):
             return gather_triton
-    if offsets.device.type == "cpu":
+    if offsets.device.type == "cpu" and not is_in_torch_dispatch_mode():
         from acla_nas.ops import gather_numba
 
         if gather_numba.is_supported(values, offsets, weights):
