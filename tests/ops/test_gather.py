@@ -160,13 +160,13 @@ def test_closed_keys_are_not_read(monkeypatch, open_share):
     values, offsets, weights, grad = make_inputs(2, 2, 8, 4, 9, 6)
     weights = close(weights, open_share)
     read = []
-    fill = gather_numba.Lists.fill
+    fill = gather_numba._fill
 
     def counted(lists, *arguments):
         fill(lists, *arguments)
         read.append(lists._entries)
 
-    monkeypatch.setattr(gather_numba.Lists, "fill", counted)
+    monkeypatch.setattr(gather_numba, "_fill", counted)
     output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
     assert sum(read) == 2 * 4 * weights.count_nonzero()  # forward and backward
 
