@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acla_nas.attention.acla_inference import infer, is_fusable
-from acla_nas.attention.acla_training import attend
 from acla_nas.attention.attention import Attention, Feature, projection
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
@@ -353,6 +352,8 @@ def sum_keys(
     key_gates: Tensor | None,
 ) -> Tensor:
     """Return y of Eq. 6 (B, C, H, W), for features that the form for a CPU takes."""
+    from acla_nas.attention.acla_training import attend
+
     on, off = _split(references, reference_gates)
     inside, outside = query.new_ones(len(references), module.num_keys), query.new_ones(len(references))
     gates = _stack_gates([*on, *off], reference_gates)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
-_STRIP_KEYS = 1 << 16  # keys of one reference worked on at a time, for each thread
+_STRIP_KEYS = 1 << 18  # keys of all references worked on at a time
 
 
 def is_fusable(query: Tensor, references: Iterable[Tensor]) -> bool:
@@ -56,7 +56,7 @@ def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:
     )
     out = query.new_empty(batch, height, width, channels)
     rows = query.new_empty(len(layers), height * width, channels)
-    step = max(1, _STRIP_KEYS * torch.get_num_threads() // (module.num_keys * len(layers) * width))
+    step = max(1, _STRIP_KEYS // (module.num_keys * len(layers) * width))
     for image in range(batch):
         all_masks = []
         for layer, value, into, reference in zip(layers, values, rows, references.values()):

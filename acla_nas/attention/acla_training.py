@@ -18,7 +18,7 @@ from acla_nas.attention.weighted_keys import WeightedKeys, each, key_rows
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
-_GROUP_KEYS = 1 << 16  # keys of one reference worked on at a time, for each thread
+_GROUP_KEYS = 1 << 17  # keys of one reference worked on at a time, whatever the threads
 
 
 def attend(
@@ -79,15 +79,15 @@ class _Attend(torch.autograd.Function):
         of_open = float(of_share) / _num_keys(module, query, on)
         for images in _groups(module, query):
             group = _Group(module, images, tensors, count)
-            rows = (t[images].reshape(-1, t.shape[-1]) for t in (of_y, y))
-            group.backward(*rows, log_sums[images].flatten(), of_open, on, of)
+            of_rows, rows = (t[images].reshape(-1, t.shape[-1]) for t in (of_y, y))
+            group.backward(of_rows, rows, log_sums[images].flatten(), of_open, on, of)
         return (None, None, *of)
 
 
 def _groups(module: ACLA, query: Tensor) -> Iterator[slice]:
     """Yield the images that are worked on at a time."""
     batch, _, height, width = query.shape
-    size = max(1, _GROUP_KEYS * torch.get_num_threads() // (module.num_keys * height * width))
+    size = max(1, _GROUP_KEYS // (module.num_keys * height * width))
     for first in range(0, batch, size):
         yield slice(first, min(first + size, batch))
 
@@ -166,10 +166,11 @@ class _Group:
             if r >= on:
                 continue
             of_values = keys.sum_transposed(r, of_y, len(rows)).view(*reference.mT.shape[:2], -1)
-            if of_references[r] is not None:
-                self._add_reference(r, of_values, of_masks, of_references[r])
-            if of_projections[r] is not None:
-                self._add_projection(r, of_values, of_masks, of_projections[r])
+            of_reference, of_projection = of_references[r], of_projections[r]
+            if of_reference is not None:
+                self._add_reference(r, of_values, of_masks, of_reference)
+            if of_projection is not None:
+                self._add_projection(r, of_values, of_masks, of_projection)
         self._add_query(on, of_query, of_scores)
 
     def _add_reference(

@@ -99,8 +99,8 @@ class WeightedKeys:
         logits.exp_()
         return log_sums
 
-    def _places(self) -> list[Any]:
-        return [self._found[0].numpy(), self._found[1].numpy(), self._base.numpy()]
+    def _places(self) -> tuple[Any, Any, Any]:
+        return self._found[0].numpy(), self._found[1].numpy(), self._base.numpy()
 
     def _maps(self, masks: Tensor | None) -> Tensor:
         return self.sums.new_empty(0, 0, 0) if masks is None else masks
@@ -161,7 +161,7 @@ class WeightedKeys:
         if not hasattr(self, "of_found"):
             self.of_found = torch.empty_like(self._found)
             self._of_masks = torch.empty_like(self._logits[0])
-        lines = self._queries.images * self._queries.rows
+        lines, (of_dx, of_dy, of_logits) = self._queries.images * self._queries.rows, self.of_found
         of_inside, of_outside = self.sums.new_empty(lines, self._logits.shape[2]), self.sums.new_empty(lines)
         share_threads()
         kernels.differentiate(
@@ -169,7 +169,7 @@ class WeightedKeys:
             self._logits.numpy(), self._weights.numpy(), self._maps(masks).numpy(), self._bias,
             self._number(self._module.gate_temperature), self._inside.numpy(), self._outside.numpy(), r,
             self.joint, self._share, self._number(of_open), totals.numpy(),
-            *(of.numpy() for of in self.of_found), self._of_masks.numpy(), of_inside.numpy(),
+            of_dx.numpy(), of_dy.numpy(), of_logits.numpy(), self._of_masks.numpy(), of_inside.numpy(),
             of_outside.numpy(),
         )  # fmt: skip
         of_maps = None

@@ -59,7 +59,9 @@ def cross_layer_gather(values: Sequence[Tensor], offsets: Tensor, weights: Tenso
         from acla_nas.ops.compiled import gather
 
         return gather(list(values), offsets, weights)
-    result: Tensor = _Gather.apply(offsets, weights, *values)
+    # A dispatch mode sees PyTorch's own operations alone, to count them or so.
+    form = _Plain if is_in_torch_dispatch_mode() else _form(values, offsets, weights)
+    result: Tensor = _Gather.apply(form, offsets, weights, *values)
     return result
 
 
@@ -86,27 +88,29 @@ class _Gather(torch.autograd.Function):
     """The operator with a backward of its own, which saves nothing but the arguments."""
 
     @staticmethod
-    def forward(ctx: Any, offsets: Tensor, weights: Tensor, *values: Tensor) -> Tensor:
+    def forward(ctx: Any, form: Any, offsets: Tensor, weights: Tensor, *values: Tensor) -> Tensor:
+        ctx.form = form
         ctx.save_for_backward(offsets, weights, *values)
-        return _form(values, offsets, weights).forward(values, offsets, weights)
+        result: Tensor = form.forward(values, offsets, weights)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         offsets, weights, *values = ctx.saved_tensors
-        form = _form(values, offsets, weights)
-        return tuple(form.backward(grad, values, offsets, weights, ctx.needs_input_grad))
+        needed = ctx.needs_input_grad[1:]
+        return (None, *ctx.form.backward(grad, values, offsets, weights, needed))
 
 
 def _form(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Any:
     """Return what computes the sum and its gradients: Triton's kernels on a GPU, where they are to be had,
-    Numba's loops on a CPU, and plain PyTorch elsewhere, and where something counts PyTorch's operations."""
+    Numba's loops on a CPU, and plain PyTorch elsewhere."""
     if _has_triton(offsets.device):
         from acla_nas.ops import gather_triton
 
         if gather_triton.is_supported(values, offsets, weights):
             return gather_triton
-    if offsets.device.type == "cpu" and not is_in_torch_dispatch_mode():
+    if offsets.device.type == "cpu":
         from acla_nas.ops import gather_numba
 
         if gather_numba.is_supported(values, offsets, weights):

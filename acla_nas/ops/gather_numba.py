@@ -17,7 +17,7 @@ from torch import Tensor
 from acla_nas.ops.jit import share_threads
 from acla_nas.ops.kernels import Part, differentiate, list_rows, transpose
 
-_STRIP_KEYS = 1 << 16  # keys worked on at a time, for each thread
+_STRIP_KEYS = 1 << 17  # keys worked on at a time, whatever the threads, so that sums are the same
 _TABLE_BYTES = 1 << 24  # of a map laid out for reading, unless a strip's keys reach farther
 _CHANNELS = 64  # transposed at a time: more evict each other from the cache where maps are 48x48
 _MOST = 1 << 28  # pixels of all images and keys of a strip are fewer, so that their numbers fit into 32 bits
@@ -96,8 +96,8 @@ def _dtype(values: Sequence[Tensor], offsets: Tensor) -> torch.dtype:
 def _parts(offsets: Tensor) -> list[tuple[slice, list[slice]]]:
     """Return images, and strips of rows, that are worked on together."""
     batch, _, keys, _, height, width = offsets.shape
-    at_once = _STRIP_KEYS * torch.get_num_threads()
-    images, rows = max(1, at_once // (keys * width * height)), max(1, at_once // (keys * width))
+    images = max(1, _STRIP_KEYS // (keys * width * height))
+    rows = max(1, _STRIP_KEYS // (keys * width))
     strips = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
     return [(slice(i, min(i + images, batch)), strips) for i in range(0, batch, images)]
 

@@ -97,7 +97,7 @@ def test_keeps_hardly_more_than_its_result(monkeypatch):
 
 
 def test_noise_takes_the_general_form(monkeypatch):
-    monkeypatch.setattr("acla_nas.attention.acla.attend", None)
+    monkeypatch.setattr("acla_nas.attention.acla_training.attend", None)
     module, features = make({"gate_noise": True})
     assert module(features["3"], features).shape == features["3"].shape
     with pytest.raises(TypeError):

@@ -89,7 +89,7 @@ def show(command, *path):
     cli([*path, "--help"], standalone_mode=False)
 
 show(cli)
-assert not {"torch", "nni", "pytorch_lightning", "numpy", "pydantic"} & set(sys.modules)
+assert not {"torch", "nni", "pytorch_lightning", "numpy", "numba", "pydantic"} & set(sys.modules)
 """
 
 
