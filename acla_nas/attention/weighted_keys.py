@@ -15,6 +15,7 @@ from torch import Tensor
 from acla_nas.attention import acla_kernels as kernels
 from acla_nas.ops.gather_numba import Lists
 from acla_nas.ops.jit import share_threads
+from acla_nas.ops.scratch import scratch
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
@@ -32,6 +33,8 @@ def key_rows(layers: Sequence[Any]) -> Tensor:
 
 class WeightedKeys:
     """K keys in each of R references for Q query pixels: those of b images, or of some rows of one image.
+
+    They lie in scratch memory: a thread has one of these at a time.
 
     Args:
         module: the attention.
@@ -64,14 +67,16 @@ class WeightedKeys:
         self.joint, self.is_gated, self._module = module.softmax == "joint", module.adaptive, module
         self._queries = kernels.Queries(batch, lines, width, skipped, height or lines)
         self.pixels = query.permute(0, 2, 3, 1).flatten(0, 2)
-        found = torch.bmm(self.pixels.expand(3 * references, -1, -1), rows.flatten(0, 1).mT)
-        self._found = found.view(3, references, -1, keys)
+        queries, dtype = len(self.pixels), query.dtype
+        found = scratch("found", dtype, 3 * references, queries, keys)
+        torch.bmm(self.pixels.expand(len(found), -1, -1), rows.flatten(0, 1).mT, out=found)
+        self._found = found.view(3, references, queries, keys)
         self._logits = self._found[2]
         self._base = module.base.t().to(query.dtype).contiguous()
         self._inside = query.new_ones(references, keys) if inside is None else inside.contiguous()
         self._outside = query.new_ones(references) if outside is None else outside.contiguous()
         self.sums = query.new_zeros(len(self.pixels))
-        self._weights = torch.empty_like(self._logits)
+        self._weights = scratch("weights", dtype, references, queries, keys)
         number: Any = self._weights.numpy().dtype.type
         share = _SMALL if module.renormalize and module.adaptive else 1.0
         self._bias, self._share, self._number = number(module.gate_bias), number(share), number
@@ -159,8 +164,8 @@ class WeightedKeys:
             The gradients of the masks, of the gates inside (K,), and of that outside.
         """
         if not hasattr(self, "of_found"):
-            self.of_found = torch.empty_like(self._found)
-            self._of_masks = torch.empty_like(self._logits[0])
+            self.of_found = scratch("gradients", self.sums.dtype, *self._found.shape)
+            self._of_masks = scratch("gradients of masks", self.sums.dtype, *self._logits[0].shape)
         lines, (of_dx, of_dy, of_logits) = self._queries.images * self._queries.rows, self.of_found
         of_inside, of_outside = self.sums.new_empty(lines, self._logits.shape[2]), self.sums.new_empty(lines)
         share_threads()

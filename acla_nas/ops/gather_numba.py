@@ -16,6 +16,7 @@ from torch import Tensor
 
 from acla_nas.ops.jit import share_threads
 from acla_nas.ops.kernels import Part, differentiate, list_rows, transpose
+from acla_nas.ops.scratch import scratch
 
 _STRIP_KEYS = 1 << 17  # keys worked on at a time, whatever the threads, so that sums are the same
 _TABLE_BYTES = 1 << 24  # of a map laid out for reading, unless a strip's keys reach farther
@@ -116,7 +117,6 @@ class Table:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._memory = torch.empty(0, dtype=dtype)
 
     def load(self, maps: Tensor) -> None:
         """Take other maps, in place of those before."""
@@ -133,10 +133,7 @@ class Table:
     def _lay_out(self, first: int, lines: int) -> None:
         images, height, width, channels = self._pixels.shape
         self.first, self.lines = min(first, height - lines), lines
-        size = images * lines * width * channels
-        if self._memory.numel() < size:
-            self._memory = self._memory.new_empty(size)
-        into = self._memory[:size].view(images, lines, width, channels)
+        into = scratch("table", self._dtype, images, lines, width, channels)
         pixels = self._pixels[:, self.first : self.first + lines]
         for part, source in zip(into.split(_CHANNELS, -1), pixels.split(_CHANNELS, -1)):
             part.copy_(source)
@@ -168,7 +165,7 @@ class Table:
 
 
 class Lists:
-    """Which rows of a table the queries of a part sum; memory for it is taken once, for the largest part.
+    """Which rows of a table the queries of a part sum, in scratch memory for the largest part.
 
     Args:
         queries: that a part has at most.
@@ -178,8 +175,8 @@ class Lists:
 
     def __init__(self, queries: int, keys: int, dtype: torch.dtype) -> None:
         self._begin = torch.empty(queries + 1, dtype=torch.int32)
-        self._index = torch.empty(2, 4 * queries * keys, dtype=torch.int32)
-        self._weight = torch.empty(2, 4 * queries * keys, dtype=dtype)
+        self._index = scratch("index", torch.int32, 2, 4 * queries * keys)
+        self._weight = scratch("weight", dtype, 2, 4 * queries * keys)
 
     def to_fill(self, queries: int) -> list[Any]:
         """Return what a loop is to list the rows of so many queries in: begin, index and weight."""
