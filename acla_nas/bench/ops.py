@@ -195,8 +195,8 @@ class OpsCheck:
         lines = [
             f"cross_layer_gather on {self.device}, {self.threads} threads: one image, float32, offsets of "
             f"{_REACH:g} px; medians in ms, times ours",
-            f"{'C':>4}{'R':>3}{'K':>4}{'H=W':>5}  {'':<17}{'ours':>16}{'grid_sample':>22}{'literal':>20}"
-            f"{'embedding_bag':>22}{'floor':>16}",
+            f"{'C':>4}{'R':>3}{'K':>4}{'H=W':>5}  {'':<17}{'ours':>16}{'grid_sample':>24}{'literal':>24}"
+            f"{'embedding_bag':>24}{'floor':>16}",
         ]
         for row in self.rows:
             lines.append(
@@ -204,7 +204,7 @@ class OpsCheck:
                 f"{row.ours.median_ms:>9.2f} ± {row.ours.error_ms:.2f}"
                 + "".join(
                     f"{_shown_peer(row, peer):>{width}}"
-                    for peer, width in (("grid_sample", 22), ("literal", 20), ("embedding_bag", 22))
+                    for peer, width in (("grid_sample", 24), ("literal", 24), ("embedding_bag", 24))
                 )
                 + f"{row.floor_ms:>9.2f} ({row.floor_ms / row.ours.median_ms:.2f})"
             )
