@@ -188,7 +188,7 @@ class WeightedKeys:
 
     def sum_transposed(self, r: int, of_y: Tensor, rows: int) -> Tensor:
         """Return the gradient of what is read of a reference, (b H W, C)."""
-        return self._list(r, 1).sum_transposed(of_y, rows)
+        return self._list(r, 1).sum_transposed(of_y, slice(0, rows))
 
 
 def each(batch: Tensor, matrix: Tensor) -> Tensor:

@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acla_nas.ops.jit import share_threads
-from acla_nas.ops.kernels import Part, differentiate, list_rows, transpose
+from acla_nas.ops.kernels import Part, differentiate, lay_out, list_rows, transpose
 from acla_nas.ops.scratch import scratch
 
 _STRIP_KEYS = 1 << 17  # keys worked on at a time, whatever the threads, so that sums are the same
 _TABLE_BYTES = 1 << 24  # of a map laid out for reading, unless a strip's keys reach farther
-_CHANNELS = 64  # transposed at a time: more evict each other from the cache where maps are 48x48
 _MOST = 1 << 28  # pixels of all images and keys of a strip are fewer, so that their numbers fit into 32 bits
 
 
@@ -66,7 +65,7 @@ def backward(
     parts = _parts(offsets)
     lists, table = Lists(_most_queries(parts, offsets.shape[-1]), offsets.shape[2], compute), Table(compute)
     for r, (value, needs_value) in enumerate(zip(values, needs_values)):
-        total = Total(value, compute) if needs_value else None
+        total = Total(value, compute, len(parts) * len(parts[0][1])) if needs_value else None
         for images, strips in parts:
             table.load(value[images])
             for rows in strips:
@@ -75,7 +74,7 @@ def backward(
                 of_sums = grad[images, rows].to(compute).contiguous()
                 if total is not None:
                     _fill(lists, part, offsets, weights, r)
-                    total.add(lists.sum_transposed(of_sums.flatten(0, 2), len(table.rows)), images, table)
+                    total.add(lists, of_sums.flatten(0, 2), images, table)
                 if needs_offsets or needs_weights:
                     differentiate(
                         part, of_sums.numpy(), table.rows.numpy(),
@@ -135,9 +134,12 @@ class Table:
         self.first, self.lines = min(first, height - lines), lines
         into = scratch("table", self._dtype, images, lines, width, channels)
         pixels = self._pixels[:, self.first : self.first + lines]
-        for part, source in zip(into.split(_CHANNELS, -1), pixels.split(_CHANNELS, -1)):
-            part.copy_(source)
         self.rows = into.view(-1, channels)
+        if pixels.dtype == self._dtype and pixels[0, :, :, 0].is_contiguous():
+            share_threads()
+            lay_out(pixels.flatten(1, 2).mT.numpy(), into.flatten(1, 2).numpy())
+        else:
+            into.copy_(pixels)
 
     @property
     def is_whole(self) -> bool:
@@ -194,17 +196,24 @@ class Lists:
             self._index[0, :entries], rows, self._begin[: self._queries], self._weight[0, :entries]
         )
 
-    def sum_transposed(self, grad: Tensor, rows: int) -> Tensor:
-        """Return for each row of the table the weighted sum of the gradients of the queries that read it.
+    def rows_read(self) -> slice:
+        """Return from where to where rows of the table are listed."""
+        if self._entries == 0:
+            return slice(0, 0)
+        first, last = self._index[0, : self._entries].aminmax()
+        return slice(int(first), int(last) + 1)
+
+    def sum_transposed(self, grad: Tensor, rows: slice) -> Tensor:
+        """Return for rows of the table the weighted sums of the gradients of the queries that read them.
 
         Args:
             grad: (Q, C).
-            rows: of the table that was read.
+            rows: of the table, no others are listed.
         """
-        start = self._begin.new_empty(rows + 1)
+        start = self._begin.new_empty(rows.stop - rows.start + 1)
         transpose(
             self._begin[: self._queries + 1].numpy(), self._index[0].numpy(), self._weight[0].numpy(),
-            share_threads(), start.numpy(), self._index[1].numpy(), self._weight[1].numpy(),
+            rows.start, share_threads(), start.numpy(), self._index[1].numpy(), self._weight[1].numpy(),
         )  # fmt: skip
         entries = self._entries
         return _bag_sum(self._index[1, :entries], grad, start[:-1], self._weight[1, :entries])
@@ -216,22 +225,32 @@ class Total:
     Args:
         value: the map, (B, C, h, w).
         dtype: of the gradient.
+        parts: how many there are.
     """
 
-    def __init__(self, value: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, value: Tensor, dtype: torch.dtype, parts: int) -> None:
         batch, channels, *size = value.shape
-        self._shape, self._dtype = (batch, *size, channels), dtype
+        self._shape, self._dtype, self._is_one = (batch, *size, channels), dtype, parts == 1
         self.result = torch.empty(0)
 
-    def add(self, rows: Tensor, images: slice, table: Table) -> None:
-        """Add what is found for the rows of a table."""
-        if self.result.numel() == 0:  # what is found for all at once is kept as it is
-            if rows.numel() == math.prod(self._shape):
-                self.result = rows.view(self._shape)
-                return
+    def add(self, lists: Lists, grad: Tensor, images: slice, table: Table) -> None:
+        """Add what the queries of a part give to the rows of a table that they read.
+
+        Args:
+            lists: of the part.
+            grad: of what the queries sum, (Q, C).
+            images, table: which they read.
+        """
+        if self._is_one:
+            self.result = lists.sum_transposed(grad, slice(0, len(table.rows))).view(self._shape)
+            return
+        if self.result.numel() == 0:
             self.result = torch.zeros(self._shape, dtype=self._dtype)
-        read = self.result[images, table.first : table.first + table.lines]
-        read += rows.view_as(read)
+        rows = lists.rows_read()
+        beyond = table.first * table.size[1]
+        if rows.stop > 0:
+            into = self.result[images].flatten(0, 2)[beyond + rows.start : beyond + rows.stop]
+            into += lists.sum_transposed(grad, rows)
 
 
 def _bag_sum(row: Tensor, table: Tensor, begin: Tensor, weight: Tensor) -> Tensor:

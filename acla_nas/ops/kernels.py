@@ -16,6 +16,7 @@ import numpy as np
 from acla_nas.ops.jit import jit
 
 BLOCK = 32  # queries of a row worked on together: what belongs to them stays in the nearest cache
+_TILE = 64  # pixels, and channels, that are turned round together
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 
 
@@ -41,6 +42,28 @@ class Part(NamedTuple):
     w: int
     first: int
     lines: int
+
+
+@jit(parallel=True)
+def lay_out(maps, table):
+    """Write maps, (b, C, n), as rows of C values, (b, n, C); n is of pixels that lie one after another."""
+    images, channels, pixels = maps.shape
+    tiles = (pixels + _TILE - 1) // _TILE
+    for task in numba.prange(images * tiles):
+        image, first = task // tiles, task % tiles * _TILE
+        last = min(first + _TILE, pixels)
+        # By way of a tile of its own: channels of a map are often as far apart as the cache is long.
+        tile = np.empty((_TILE, _TILE), table.dtype)
+        for start in range(0, channels, _TILE):
+            end = min(start + _TILE, channels)
+            for c in range(start, end):
+                line, into = maps[image, c, first:last], tile[c - start]
+                for x in range(last - first):
+                    into[x] = line[x]
+            for x in range(last - first):
+                row = table[image, first + x, start:end]
+                for c in range(end - start):
+                    row[c] = tile[c, x]
 
 
 @jit()
@@ -233,11 +256,12 @@ def differentiate(part, grad, table, offsets, weights, r, of_offsets, of_weights
 
 
 @jit(parallel=True)
-def transpose(begin, index, weight, parts, start, query, factor):
-    """List for each row of the table which queries read it, in their order: the transpose of the list.
+def transpose(begin, index, weight, first, parts, start, query, factor):
+    """List for rows of the table which queries read them, in their order: the transpose of the list.
 
     Args:
         begin, index, weight: as :func:`list_rows` writes them.
+        first: of the rows; none before is listed.
         parts: how many parts of the queries are worked on at the same time; changes nothing else.
         start: (rows + 1,) int32, written: where each row's entries begin, and the last's end.
         query: int32, as long as index, written.
@@ -247,7 +271,7 @@ def transpose(begin, index, weight, parts, start, query, factor):
     place = np.zeros((parts, rows), np.int32)
     for part in numba.prange(parts):
         for entry in range(begin[queries * part // parts], begin[queries * (part + 1) // parts]):
-            place[part, index[entry]] += 1
+            place[part, index[entry] - first] += 1
     at = 0
     for row in range(rows):
         start[row] = at
@@ -259,7 +283,7 @@ def transpose(begin, index, weight, parts, start, query, factor):
     for part in numba.prange(parts):
         for q in range(queries * part // parts, queries * (part + 1) // parts):
             for entry in range(begin[q], begin[q + 1]):
-                row = index[entry]
+                row = index[entry] - first
                 query[place[part, row]] = q
                 factor[place[part, row]] = weight[entry]
                 place[part, row] += 1

@@ -171,6 +171,35 @@ def test_closed_keys_are_not_read(monkeypatch, open_share):
     assert sum(read) == 2 * 4 * weights.count_nonzero()  # forward and backward
 
 
+@pytest.mark.parametrize("form", ["numba"], indirect=True)
+def test_gradients_of_values_take_the_rows_that_a_strip_reads(monkeypatch):
+    values, offsets, weights, grad = make_inputs(1, 1, 3, 4, 40, 5)
+    weights = weights.detach().clone()
+    weights[:, :, :, :20] = 0  # strips without an open key
+    weights.requires_grad_()
+    expected = output_and_gradients(cross_layer_gather_reference, values, offsets, weights, grad)
+    monkeypatch.setattr(gather_numba, "_STRIP_KEYS", 4 * 3 * 5)
+    found = []
+    sum_transposed = gather_numba.Lists.sum_transposed
+
+    def noted(lists, of_sums, rows):
+        found.append(rows)
+        return sum_transposed(lists, of_sums, rows)
+
+    monkeypatch.setattr(gather_numba.Lists, "sum_transposed", noted)
+    actual = output_and_gradients(cross_layer_gather, values, offsets, weights, grad)
+    assert_close(actual, expected, 1e-10)
+    assert len(found) == 5 and all(rows.stop - rows.start < 40 * 5 for rows in found)
+
+
+@pytest.mark.parametrize("channels", [3, 64, 70])
+def test_maps_are_laid_out_pixel_by_pixel(channels):
+    maps = torch.randn(2, channels, 9, 17)
+    table = gather_numba.Table(maps.dtype)
+    table.load(maps)
+    assert torch.equal(table.rows, maps.permute(0, 2, 3, 1).reshape(-1, channels))
+
+
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("reach", [1.0, 30.0])
 @pytest.mark.parametrize("size", [(31, 5), (47, 3), (16, 9)])
