@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import statistics
@@ -15,6 +16,7 @@ import torch
 from acla_nas.errors import AclaError
 
 _FEWEST, _PRECISE = 7, 0.02
+_BEYOND_CACHES = 1 << 28  # floats, more than any GPU's caches hold
 
 
 class Timing(NamedTuple):
@@ -32,7 +34,12 @@ class Timing(NamedTuple):
 
 
 def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, runs: int, *, warm_up: int = 3
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    runs: int,
+    *,
+    warm_up: int = 3,
+    cold: bool = False,
 ) -> dict[str, Timing]:
     """Return the time of one run of each function, without gradients.
 
@@ -43,6 +50,9 @@ def time_in_turns(
         device: on which the functions compute; a GPU is timed by its own events.
         runs: of each function at most; fewer, but 7 at least, once every median is known to 2 %.
         warm_up: rounds that do not count.
+        cold: whether a GPU reads other data before each run, so that what a function reads comes from memory
+            and not from the caches. Meanwhile the function is launched: a launch that takes less than that
+            reading, about a millisecond, is not in its time.
 
     Raises:
         AclaError: a time that is not above 0, from which nothing can be learnt.
@@ -52,7 +62,11 @@ def time_in_turns(
         >>> timings["sort"].runs
         7
     """
-    clock = _time_on_gpu if device.type == "cuda" else _time
+    clock: Callable[[Callable[[], object]], float] = _time
+    if device.type == "cuda":
+        clock = _time_on_gpu
+        if cold:
+            clock = functools.partial(_time_on_gpu, other=torch.zeros(_BEYOND_CACHES, device=device))
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for run in range(warm_up + runs):
@@ -77,9 +91,12 @@ def _time(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _time_on_gpu(call: Callable[[], object]) -> float:
+def _time_on_gpu(call: Callable[[], object], other: torch.Tensor | None = None) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    if other is not None:
+        for _ in range(4):
+            other.sum()
     start.record()
     call()
     end.record()

@@ -247,6 +247,34 @@ def test_rounds_go_on_while_the_medians_are_uncertain(monkeypatch):
     assert time_in_turns({"steady": lambda: None}, torch.device("cpu"), 20)["steady"] == Timing(2.0, 0.0, 7)
 
 
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_gpu_is_timed_by_its_events_and_reads_other_data_before(monkeypatch, cold):
+    """Without a GPU: of a device that does nothing, the order of what it is told."""
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("event")
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    class Other:
+        def sum(self):
+            told.append("read")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: told.append("wait"))
+    monkeypatch.setattr(torch, "zeros", lambda size, device: Other())
+    calls = {"it": lambda: told.append("call")}
+    timings = time_in_turns(calls, torch.device("cuda"), 7, warm_up=0, cold=cold)
+    assert timings["it"] == Timing(2.0, 0.0, 7)
+    assert told == ["wait", *["read"] * (4 * cold), "event", "call", "event", "wait"] * 7
+
+
 def test_references_of_every_shape_are_timed_few_and_many():
     features = {1: Feature(4, 8, 8), 2: Feature(4, 8, 8), 3: Feature(6, 4, 4), 4: Feature(4, 8, 8)}
     assert set(latency._references_to_time(4, features)) == {(4,), (1, 4), (1, 2, 4), (3, 4), (1, 2, 3, 4)}
