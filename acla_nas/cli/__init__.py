@@ -388,9 +388,10 @@ def ranking(config: str, overrides: tuple[str, ...], architectures: int) -> None
 
 
 @bench.command()
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each function.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
-def ops(runs: int, as_json: bool) -> None:
+def ops(device: str, runs: int, as_json: bool) -> None:
     """Measure the operator's time and memory.
 
     Beside its peers, and as the image grows:
@@ -403,7 +404,7 @@ def ops(runs: int, as_json: bool) -> None:
     """
     from acla_nas.cli.bench import run_ops
 
-    run_ops(runs, as_json)
+    run_ops(device, runs, as_json)
 
 
 @bench.command()

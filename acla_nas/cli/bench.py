@@ -35,11 +35,11 @@ def run_latency(
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
-def run_ops(runs: int, as_json: bool) -> None:
+def run_ops(device: str, runs: int, as_json: bool) -> None:
     """Print the operator's times and memory."""
     from acla_nas.bench.ops import check_ops
 
-    check = check_ops(runs=runs)
+    check = check_ops(device=_present_device(device), runs=runs)
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
