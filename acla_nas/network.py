@@ -213,11 +213,8 @@ class CrossLayerNetwork(nn.Module):
                 update = self._update(attention, query, seen, {}, running.key_gates)
         else:
             # s_l s_j is s_j where l = j, so within its own module the position's gate is left out.
-            gates = {
-                l: g
-                for l in features
-                if l != name and isinstance(g := running.gates.get(int(l), True), Tensor)
-            }
+            of_others = {l: running.gates.get(int(l), True) for l in features if l != name}
+            gates = {l: g for l, g in of_others.items() if isinstance(g, Tensor)}
             update = self._update(attention, query, features, gates, running.key_gates)
         update = from_map(update, place.layout).to(found.dtype)
         result = found + (update if gate is True else gate * update)

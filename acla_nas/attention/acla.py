@@ -228,6 +228,7 @@ class ACLA(Attention):
 
 
 _OPEN_SHARES: ContextVar[list[Tensor] | None] = ContextVar("open_shares", default=None)
+_COUNTING: list[object] = []  # one for each open_key_shares that is entered: torch.compile can look here
 
 
 @contextmanager
@@ -247,15 +248,17 @@ def open_key_shares() -> Iterator[list[Tensor]]:
     """
     shares: list[Tensor] = []
     token = _OPEN_SHARES.set(shares)
+    _COUNTING.append(token)
     try:
         yield shares
     finally:
+        _COUNTING.remove(token)
         _OPEN_SHARES.reset(token)
 
 
 def count_open_keys(share: Tensor) -> None:
     """Add a share of open keys to the list of the innermost :func:`open_key_shares`, if there is one."""
-    shares = _OPEN_SHARES.get()
+    shares = _OPEN_SHARES.get() if _COUNTING else None
     if shares is not None:
         shares.append(share)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -386,3 +387,7 @@ def test_shares_are_noted_only_within_the_context():
     with open_key_shares() as shares, torch.no_grad():
         module.eval()(x, {"1": x})
     assert len(shares) == 1
+    with open_key_shares() as outer, open_key_shares() as inner, ThreadPoolExecutor() as another:
+        another.submit(module, x, {"1": x}).result()
+        module(x, {"1": x})
+    assert len(outer) == 0 and len(inner) == 1  # of this thread, within the innermost

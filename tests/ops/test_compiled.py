@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import acla_nas
+from acla_nas.attention.acla import open_key_shares
 from acla_nas.ops import cross_layer_gather
 from acla_nas.ops.compiled import gather
 
@@ -36,9 +37,9 @@ def test_it_keeps_the_rules_of_operations():
     torch.library.opcheck(gather, (values, offsets.detach(), weights))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_a_network_compiles(training):
+@pytest.mark.parametrize("options", [{"backend": "eager"}, pytest.param({}, marks=pytest.mark.slow)])
+def test_a_network_compiles_into_one_graph(options, training):
     space = acla_nas.search_spaces.edsr(scale=2, num_blocks=2, num_channels=8, num_keys=4)
     network = acla_nas.export(space.arch({"insert/1": True, "insert/2": True, "keys": 4}))
     network.double().train(training)  # exact, as rounding could move a key over the edge of a pixel
@@ -47,8 +48,23 @@ def test_a_network_compiles(training):
     image = torch.rand(1, 3, 12, 10, dtype=torch.float64)
     weights = [p for p in network.parameters() if p.requires_grad] if training else []
     results = []
-    for model in (network, torch.compile(network)):
+    for model in (network, torch.compile(network, fullgraph=True, **options)):
         with torch.set_grad_enabled(training):
             out = model(image)
         results.append([out, *(torch.autograd.grad(out.square().sum(), weights) if training else [])])
     torch.testing.assert_close(*results)
+
+
+def test_open_keys_of_a_compiled_module_are_counted():
+    module = acla_nas.attention.ACLA(4, 3).eval()
+    torch.nn.init.normal_(module.references["1"].mask.weight, std=20)
+    x = torch.randn(1, 4, 5, 5)
+    counted = []
+    for run in (module, torch.compile(module, backend="eager")):
+        run(x, {"1": x})  # compiled where nobody counts
+        with open_key_shares() as shares:
+            run(x, {"1": x})
+        counted += shares
+        run(x, {"1": x})
+    assert len(counted) == 2 and 0 < counted[0] < 1
+    torch.testing.assert_close(*counted)
