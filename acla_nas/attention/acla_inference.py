@@ -46,6 +46,7 @@ def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:
         (B, C, H, W), channels last in memory.
     """
     from acla_nas.attention.weighted_keys import WeightedKeys, key_rows
+    from acla_nas.ops.scratch import scratch
 
     batch, channels, height, width = query.shape
     layers: list[Any] = [module.references[name] for name in references]
@@ -54,30 +55,24 @@ def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:
     values = torch.mm(module.out.weight.flatten(1), torch.cat(of_inputs, 1)).split(
         [weight.shape[1] for weight in of_inputs], 1
     )
+    masks = 0 if layers[0].mask is None else layers[0].mask.out_channels
+    matrices = values
+    if masks:
+        of_masks = [layer.mask_scale * layer.mask.weight.flatten(1) for layer in layers]
+        matrices = tuple(torch.cat(pair) for pair in zip(values, of_masks))
     out = query.new_empty(batch, height, width, channels)
-    rows = query.new_empty(len(layers), height * width, channels)
+    tables = scratch("tables of references", query.dtype, len(layers), 1, height * width, channels + masks)
     step = max(1, _STRIP_KEYS // (module.num_keys * len(layers) * width))
     for image in range(batch):
-        all_masks = []
-        for layer, value, into, reference in zip(layers, values, rows, references.values()):
-            pixels = reference[image].flatten(1).t()
-            torch.mm(pixels, value.t(), out=into)
-            masks = None
-            if layer.mask is not None:
-                masks = torch.mm(pixels, (layer.mask_scale * layer.mask.weight.flatten(1)).t())[None]
-                # What is read lies between the masks and 0: where all masks are open, so is every key.
-                if module.gate_bias > 0 and bool(masks.min() > -module.gate_bias):
-                    masks = None
-            all_masks.append(masks)
+        for matrix, [table], reference in zip(matrices, tables, references.values()):
+            torch.mm(reference[image].flatten(1).t(), matrix.t(), out=table)
+        # What is read lies between the masks and 0: where all masks are open, so is every key.
+        lowest = tables[..., channels:].min() if masks else 0
+        closed = bool(module.gate_bias <= 0 or lowest <= -module.gate_bias)
         for top in range(0, height, step):
             strip = query[image : image + 1, :, top : top + step]
-            keys = WeightedKeys(module, strip, scores, skipped=top, height=height)
-            keys.exponentiate()
-            for r, masks in enumerate(all_masks):
-                keys.weigh(r, masks)
-            sums = keys.sum(0, rows.flatten(0, 1), len(layers)).view(-1, width, channels)
-            if keys.joint:
-                torch.div(sums, keys.sums.view(-1, width, 1), out=out[image, top : top + step])
-            else:
-                out[image, top : top + step] = sums
+            keys = WeightedKeys(
+                module, strip, scores, tables, masks if closed else 0, skipped=top, height=height
+            )
+            keys.sum(out[image, top : top + step].view(-1, channels))
     return out.permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
 """ACLA with gradients on a CPU: all of a module but H as one function, with a backward pass of its own.
 
 It keeps its arguments, its result and the softmax's sums. Where the keys lie, their weights and all that
-follows from them is worked out again in the backward pass, for a few images and one reference at a time. A
-reference that is gated off is looked at in the backward pass only, for the gradient of its gate.
+follows from them is worked out again in the backward pass, for a few images at a time. A reference that is
+gated off is looked at in the backward pass only, for the gradient of its gate.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from acla_nas.attention.weighted_keys import WeightedKeys, each, key_rows
+from acla_nas.attention.weighted_keys import WeightedKeys, key_rows
+from acla_nas.ops.scratch import scratch
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
-_GROUP_KEYS = 1 << 17  # keys of one reference worked on at a time, whatever the threads
+_GROUP_KEYS = 1 << 18  # keys of all references worked on at a time, whatever the threads
 
 
 def attend(
@@ -60,7 +61,7 @@ class _Attend(torch.autograd.Function):
         y = query.new_empty(batch, height, width, channels)
         log_sums = query.new_empty(batch, height * width)
         opened = 0
-        for images in _groups(module, query):
+        for images in _groups(module, query, on):
             found, count = _Group(module, images, tensors, on).forward(y[images].view(-1, channels))
             log_sums[images] = found.view(-1, height * width)
             opened += count
@@ -74,20 +75,25 @@ class _Attend(torch.autograd.Function):
         module, on, (y, log_sums, *tensors) = ctx.module, ctx.on, ctx.saved_tensors
         query, inside, of_y = tensors[0], tensors[2], of_y.permute(0, 2, 3, 1)
         needed = ctx.needs_input_grad[2:]
-        of = [torch.zeros_like(t) if need else None for t, need in zip(tensors, needed)]
+        # Of the query and of references that are on, each image is written in its turn.
+        written = {0, *range(4, 4 + on)}
+        of = [
+            (t.new_empty if i in written else t.new_zeros)(t.shape) if need else None
+            for i, (t, need) in enumerate(zip(tensors, needed))
+        ]
         count = len(inside) if needed[2] or needed[3] else on
         of_open = float(of_share) / _num_keys(module, query, on)
-        for images in _groups(module, query):
+        for images in _groups(module, query, count):
             group = _Group(module, images, tensors, count)
             of_rows, rows = (t[images].reshape(-1, t.shape[-1]) for t in (of_y, y))
             group.backward(of_rows, rows, log_sums[images].flatten(), of_open, on, of)
         return (None, None, *of)
 
 
-def _groups(module: ACLA, query: Tensor) -> Iterator[slice]:
+def _groups(module: ACLA, query: Tensor, references: int) -> Iterator[slice]:
     """Yield the images that are worked on at a time."""
     batch, _, height, width = query.shape
-    size = max(1, _GROUP_KEYS // (module.num_keys * height * width))
+    size = max(1, _GROUP_KEYS // (module.num_keys * references * height * width))
     for first in range(0, batch, size):
         yield slice(first, min(first + size, batch))
 
@@ -109,38 +115,28 @@ class _Group:
 
     def __init__(self, module: ACLA, images: slice, tensors: Sequence[Tensor], count: int) -> None:
         query, scores, inside, outside, *rest = tensors
-        self.images, self.channels = images, query.shape[1]
+        self.images = images
         self.references = [x[images].flatten(2) for x in rest[:count]]  # b x C_l x P
         self.projections = rest[len(inside) :][:count]
-        self.scores = scores[:, :count]
-        self.keys = WeightedKeys(module, query[images], self.scores, inside[:count], outside[:count])
-
-    def _read(self, r: int) -> tuple[Tensor, Tensor | None]:
-        """Return G x of one reference, (b P, C), and M x, (b, P, masks)."""
-        pixels, projection = self.references[r].mT, self.projections[r].t()
-        masks = each(pixels, projection[:, self.channels :]) if self.keys.is_gated else None
-        return each(pixels, projection[:, : self.channels]).flatten(0, 1), masks
+        self.scores = scores[:count]
+        batch, _, pixels = self.references[0].shape
+        width = len(self.projections[0])
+        tables = scratch("tables of references", query.dtype, count, batch, pixels, width)
+        for table, reference, matrix in zip(tables, self.references, self.projections):
+            torch.bmm(reference.mT, matrix.t().expand(batch, -1, -1), out=table)
+        masks = width - query.shape[1]
+        self.keys = WeightedKeys(
+            module, query[images], self.scores, tables, masks, inside[:count], outside[:count]
+        )
 
     def forward(self, y: Tensor) -> tuple[Tensor, int]:
         """Write y (Q, C), return the log of the joint softmax's sum (Q,), and the number of open keys."""
-        keys = self.keys
-        shift = keys.exponentiate()
-        opened = 0
-        for r in range(len(self.references)):
-            rows, masks = self._read(r)
-            opened += keys.weigh(r, masks)
-            if r == 0:
-                y.copy_(keys.sum(r, rows))
-            else:
-                y += keys.sum(r, rows)
-        if keys.joint:
-            y /= keys.sums.unsqueeze(-1)
-        return shift.add_(keys.sums.log()), opened
+        return self.keys.sum(y)
 
     def backward(
         self, of_y: Tensor, y: Tensor, log_sums: Tensor, of_open: float, on: int, of: list[Tensor | None]
     ) -> None:
-        """Add the gradients of this group to those of all arguments.
+        """Write or add the gradients of this group to those of all arguments.
 
         Args:
             of_y: dL/dy, (Q, C).
@@ -151,54 +147,21 @@ class _Group:
             of: gradients of what the group was made of.
         """
         of_query, of_scores, of_inside, of_outside, *rest = of
-        of_references, of_projections = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         totals = (of_y * y).sum(-1)  # <dL/dy, y>
-        keys = self.keys
-        keys.exponentiate(log_sums)
-        for r, reference in enumerate(self.references):
-            rows, masks = self._read(r)
-            keys.weigh(r, masks)
-            of_masks, of_gates, of_gate = keys.differentiate(r, rows, masks, of_y, totals, of_open)
-            if of_inside is not None:
-                of_inside[r] += of_gates
-            if of_outside is not None and not keys.joint:
-                of_outside[r] += of_gate
-            if r >= on:
-                continue
-            of_values = keys.sum_transposed(r, of_y, len(rows)).view(*reference.mT.shape[:2], -1)
-            of_reference, of_projection = of_references[r], of_projections[r]
+        of_found, of_tables, *of_gates = self.keys.differentiate(of_y, log_sums, totals, of_open, on)
+        for into, found in zip((of_inside, of_outside), of_gates):
+            if into is not None:
+                into[: len(found)] += found
+        for r, of_table in enumerate(of_tables):
+            of_reference, of_projection = rest[r], rest[len(rest) // 2 + r]
             if of_reference is not None:
-                self._add_reference(r, of_values, of_masks, of_reference)
+                matrix = self.projections[r].t().expand(len(of_table), -1, -1)
+                torch.bmm(matrix, of_table.mT, out=of_reference[self.images].flatten(2))
             if of_projection is not None:
-                self._add_projection(r, of_values, of_masks, of_projection)
-        self._add_query(on, of_query, of_scores)
-
-    def _add_reference(
-        self, r: int, of_values: Tensor, of_masks: Tensor | None, of_reference: Tensor
-    ) -> None:
-        projection = self.projections[r].t().expand(len(of_values), -1, -1)
-        pixels = torch.bmm(projection[:, :, : self.channels], of_values.mT)
-        if of_masks is not None:
-            pixels.baddbmm_(projection[:, :, self.channels :], of_masks.mT)
-        of_reference[self.images] = pixels.view_as(of_reference[self.images])
-
-    def _add_projection(
-        self, r: int, of_values: Tensor, of_masks: Tensor | None, of_projection: Tensor
-    ) -> None:
-        pixels = self.references[r].mT
-        of_projection[: self.channels] += torch.bmm(of_values.mT, pixels).sum(0)
-        if of_masks is not None:
-            of_projection[self.channels :] += torch.bmm(of_masks.mT, pixels).sum(0)
-
-    def _add_query(self, on: int, of_query: Tensor | None, of_scores: Tensor | None) -> None:
-        """Add the gradients of the query and of what projects it, from those of offsets and logits."""
-        pixels, of_found = self.keys.pixels, self.keys.of_found[:, :on].flatten(0, 1)
+                of_projection += torch.bmm(of_table.mT, self.references[r].mT).sum(0)
+        of_keys, scores = of_found[:, :on].flatten(1), self.scores[:on].flatten(0, 2)
         if of_query is not None:
-            of_pixels = torch.zeros_like(pixels)
-            for of_one, weight in zip(of_found, self.scores[:, :on].flatten(0, 1)):
-                of_pixels.addmm_(of_one, weight)
             into = of_query[self.images].permute(0, 2, 3, 1)
-            into.copy_(of_pixels.view(into.shape))
+            into.copy_(torch.mm(of_keys, scores).view(into.shape))
         if of_scores is not None:
-            sums = torch.bmm(of_found.mT, pixels.expand(len(of_found), -1, -1))
-            of_scores[:, :on] += sums.view_as(of_scores[:, :on])
+            of_scores[:on] += torch.mm(of_keys.t(), self.keys.pixels).view_as(of_scores[:on])
