@@ -409,7 +409,7 @@ def differentiate(
     channels, w = grad.shape[1], queries.w
     number, dtype = w * keys, grad.dtype
     none = dtype.type(0)
-    renormalized = softmax.masks > 0 and softmax.share < 1
+    renormalized = softmax.share < 1
     for line in numba.prange(queries.images * queries.rows):
         first, last = line * w, (line + 1) * w
         left, above = np.empty(number, np.int32), np.empty(number, np.int32)

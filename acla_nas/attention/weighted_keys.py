@@ -73,7 +73,7 @@ class WeightedKeys:
         self._outside = query.new_ones(references) if outside is None else outside.contiguous()
         number: Any = self._base.numpy().dtype.type
         self._number = number
-        share = _SMALL if module.renormalize and masks else 1.0
+        share = _SMALL if module.renormalize else 1.0
         self._softmax = kernels.Softmax(
             module.softmax == "joint",
             *(number(share), masks, number(module.gate_bias), number(module.gate_temperature)),

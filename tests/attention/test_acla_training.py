@@ -17,6 +17,7 @@ OPTIONS = [
     {"shared_mask": True},
     {"softmax": "reference", "gate_temperature": 0.5},
     {"renormalize": True},
+    {"renormalize": True, "adaptive": False},
 ]
 GATES = {"1": 0.0, "2": 1.0}
 
