@@ -35,10 +35,14 @@ class _Pass:
     with_grad: bool
     features: dict[str, Tensor] = field(default_factory=dict)  # x^j as maps, in the order of execution
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of what grids of tokens refer to
+    off: set[int] = field(default_factory=set)  # positions whose gate is 0
 
-    def is_on(self, name: str) -> bool:
-        gate = self.gates.get(int(name), True)
-        return bool(gate.detach()) if isinstance(gate, Tensor) else gate
+    def __post_init__(self) -> None:
+        drawn = {j: gate.detach() for j, gate in self.gates.items() if isinstance(gate, Tensor)}
+        if drawn:  # one look at all of them: a GPU is waited for each time
+            values = torch.stack(list(drawn.values())).flatten().tolist()
+            self.off = {j for j, value in zip(drawn, values) if not value}
+        self.off |= {j for j, gate in self.gates.items() if gate is False}
 
 
 class CrossLayerNetwork(nn.Module):
@@ -205,10 +209,10 @@ class CrossLayerNetwork(nn.Module):
         found = leaves[place.leaf]
         features = self._seen(name, running, self._as_map(place, found, running))
         query, attention = features[name], self.attention[name]
-        if gate is not True and not gate.detach():
+        if int(name) in running.off:
             # Gated off: of all gradients only the gate's own, <dL/dz, H y>, is not zero, and references
             # that are gated off as well have no part in it.
-            seen = {l: x for l, x in features.items() if l == name or running.is_on(l)}
+            seen = {l: x for l, x in features.items() if l == name or int(l) not in running.off}
             with torch.no_grad():
                 update = self._update(attention, query, seen, {}, running.key_gates)
         else:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acla_nas.attention.acla_inference import infer, is_fusable
+from acla_nas.attention.acla_inference import infer
 from acla_nas.attention.attention import Attention, Feature, projection
+from acla_nas.attention.forms import is_fusable
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
 from acla_nas.ops import cross_layer_gather
@@ -321,14 +322,14 @@ def update(
     reference_gates: Mapping[str, Tensor],
     key_gates: Tensor | None,
 ) -> Tensor:
-    """Return H y: in one of the forms that are made for a CPU, where that can be, or else step by step."""
+    """Return H y: in a form that is made for the device, where that can be, or else step by step."""
     arguments = (module, query, references, reference_gates, key_gates)
     if not is_fusable(query, references.values()) or (
         module.training and module.adaptive and module.gate_noise
     ):
         return update_in_steps(*arguments)
-    if module.training or torch.is_grad_enabled():
-        return module.out(sum_keys(*arguments))
+    if module.training or torch.is_grad_enabled() or query.device.type != "cpu":
+        return update_at_once(*arguments)
     if reference_gates or key_gates is not None or _OPEN_SHARES.get() is not None:
         return update_in_steps(*arguments)
     return infer(module, query, dict(references))
@@ -347,15 +348,18 @@ def update_in_steps(
     return module.out(sums[0] + sums[1] if len(sums) > 1 else sums[0])
 
 
-def sum_keys(
+def update_at_once(
     module: ACLA,
     query: Tensor,
     references: Mapping[str, Tensor],
     reference_gates: Mapping[str, Tensor],
     key_gates: Tensor | None,
 ) -> Tensor:
-    """Return y of Eq. 6 (B, C, H, W), for features that the form for a CPU takes."""
-    from acla_nas.attention.acla_training import attend
+    """Return the same at once, for features that a fused form takes."""
+    if query.device.type == "cpu":
+        from acla_nas.attention.acla_training import attend
+    else:
+        from acla_nas.attention.acla_gpu import attend
 
     on, off = _split(references, reference_gates)
     inside, outside = query.new_ones(len(references), module.num_keys), query.new_ones(len(references))
@@ -368,16 +372,19 @@ def sum_keys(
         inside = inside * key_gates.to(query.dtype)
     features = [references[name] for name in (*on, *off)]
     layers = [module.references[name] for name in (*on, *off)]
-    y, share = attend(module, query, features, layers, inside, outside, len(on))
+    result, share = attend(module, query, features, layers, inside, outside, len(on))
     if module.adaptive and (share.requires_grad or not module.training):
         count_open_keys(share)
-    return y
+    return result
 
 
 def _split(references: Mapping[str, Tensor], gates: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     """Return the references that are on, and those gated off: of these only the gate has a gradient."""
-    off = [name for name in references if name in gates and not gates[name].detach()]
-    return [name for name in references if name not in off], off
+    off = set()
+    if gates:  # one look at all of them: a GPU is waited for each time
+        values = torch.stack([gate.detach() for gate in gates.values()]).tolist()
+        off = {name for name, value in zip(gates, values) if not value}
+    return [n for n in references if n not in off], [n for n in references if n in off]
 
 
 def _stack_gates(names: Sequence[str], gates: Mapping[str, Tensor]) -> Tensor | None:

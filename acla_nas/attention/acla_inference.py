@@ -6,32 +6,15 @@ come from one product. Queries are worked on in strips of rows, so that what bel
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
 _STRIP_KEYS = 1 << 18  # keys of all references worked on at a time
-
-
-def is_fusable(query: Tensor, references: Iterable[Tensor]) -> bool:
-    """Whether the fused forms of ACLA take these features: on a CPU, of one size and dtype, not traced."""
-    return (
-        query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.float64)
-        and query.numel() > 0
-        and all(x.shape[-2:] == query.shape[-2:] and x.dtype == query.dtype for x in references)
-        and not is_in_torch_dispatch_mode()  # which sees PyTorch's own operations alone, to count them or so
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch.onnx.is_in_onnx_export()
-    )
 
 
 def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:

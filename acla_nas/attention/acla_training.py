@@ -31,7 +31,7 @@ def attend(
     outside: Tensor,
     on: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return y of Eq. 6 (B, C, H, W), and the share of the keys that are open, a scalar.
+    """Return the module's update H y (B, C, H, W), and the share of the keys that are open, a scalar.
 
     Key gates are drawn without noise. Only for features on a CPU, of one size and dtype.
 
@@ -45,10 +45,8 @@ def attend(
         on: how many references are on.
     """
     projections = [layer.projection().flatten(1) for layer in layers]  # (C + masks) x C_l
-    result: tuple[Tensor, Tensor] = _Attend.apply(
-        module, on, query, key_rows(layers), inside, outside, *references, *projections
-    )
-    return result
+    y, share = _Attend.apply(module, on, query, key_rows(layers), inside, outside, *references, *projections)
+    return module.out(y), share
 
 
 class _Attend(torch.autograd.Function):

@@ -19,7 +19,7 @@ from acla_nas.ops.scratch import scratch
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
-_SMALL = 1e-6  # part of all keys in the sum that renormalised weights are divided by
+SMALL = 1e-6  # part of all keys in the sum that renormalised weights are divided by
 
 
 def key_rows(layers: Sequence[Any]) -> Tensor:
@@ -73,7 +73,7 @@ class WeightedKeys:
         self._outside = query.new_ones(references) if outside is None else outside.contiguous()
         number: Any = self._base.numpy().dtype.type
         self._number = number
-        share = _SMALL if module.renormalize else 1.0
+        share = SMALL if module.renormalize else 1.0
         self._softmax = kernels.Softmax(
             module.softmax == "joint",
             *(number(share), masks, number(module.gate_bias), number(module.gate_temperature)),

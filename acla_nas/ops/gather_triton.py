@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 _AT_ONCE = 8  # references that one program sums over: its code grows with them
-_TILE = 1024  # values of a program's tile, rows times channels
+_TILE, _SMALL_TILE = 1024, 512  # values of a program's tile, rows times channels
 _LONGEST = 1 << 15  # sides of images are less, so that places are exact in 32 bits
 _MOST = 1 << 30  # pixels and keys of a reference are fewer, so that their numbers fit into 32 bits
 _OUTSIDE: tl.constexpr = tl.constexpr(65536.0)  # pixels: beyond every image from everywhere in it
@@ -122,12 +122,11 @@ class _Planes(NamedTuple):
         return cls(tensor, *tensor.stride())
 
 
-def _tile(channels: int, most: int) -> tuple[int, int, int]:
+def _tile(channels: int, most: int, tile: int = _TILE) -> tuple[int, int, int]:
     """Return channels and rows of a program's tile, and warps for it."""
     block = min(triton.next_power_of_2(channels), most)
-    tile = (
-        _TILE if channels % 16 == 0 else _TILE // 2
-    )  # other rows are read value by value, each by its place
+    if channels % 16 != 0:  # rows are read value by value, each by its place
+        tile //= 2
     rows = min(max(1, tile // block), 64)
     return block, rows, max(1, block * rows // 256)
 
@@ -145,7 +144,7 @@ def _by_query(
     channels = values[0].shape[1]
     maps = [_Map.of(value) for value in values]
     queries = batch * height * width
-    block, rows, warps = _tile(channels, 256)
+    block, rows, warps = _tile(channels, 64, _SMALL_TILE)
     for first in range(0, references, _AT_ONCE):
         group = slice(first, first + _AT_ONCE)
         _backward_by_query[(triton.cdiv(queries, rows),)](
@@ -188,7 +187,7 @@ def _by_pixel(grad: _Map, offsets: Tensor, weights: Tensor, value: Tensor) -> Te
     cell, order = torch.sort(cell.view(-1), stable=True)
     numbers = torch.arange(cells + 1, dtype=torch.int32, device=cell.device)
     begin = torch.searchsorted(cell, numbers, out_int32=True)
-    block, rows, warps = _tile(channels, 64)
+    block, rows, warps = _tile(channels, 256)
     _backward_by_pixel[(batch * own_height * own_width * triton.cdiv(channels, block),)](
         grad,
         *of_keys,

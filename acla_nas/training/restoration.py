@@ -85,7 +85,10 @@ class RestorationModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the paper's Adam and the schedule of its learning rate."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+        on_gpu = all(p.is_cuda for p in weights)  # where one kernel does it, whatever the number of weights
+        optimizer = torch.optim.Adam(
+            weights, lr=self.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=on_gpu or None
+        )
         scheduler: torch.optim.lr_scheduler.LRScheduler
         if self.schedule == "halve":
             scheduler = torch.optim.lr_scheduler.StepLR(optimizer, self.halve_every, gamma=0.5)

@@ -8,7 +8,8 @@ from test_acla import OPTIONS, literal, make, option_name
 
 from acla_nas.attention import acla_inference
 from acla_nas.attention.acla import open_key_shares
-from acla_nas.attention.acla_inference import infer, is_fusable
+from acla_nas.attention.acla_inference import infer
+from acla_nas.attention.forms import is_fusable
 
 
 def features(references):

@@ -1,6 +1,7 @@
 """Compiles the Triton kernels for a GPU that need not be there: what they need of it, kernel by kernel.
 
-The operator is called as ever, and each kernel's launch compiles for the given compute capability instead::
+The operator and ACLA are called as ever, and each kernel's launch compiles for the given compute capability
+instead::
 
     python tests/ops/compile_kernels.py 90
 """
@@ -18,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from acla_nas.attention import ACLA, acla_gpu
 from acla_nas.ops import gather_triton
 
 CASES = [  # channels, references, keys, side, dtype, side of the references
@@ -27,6 +29,14 @@ CASES = [  # channels, references, keys, side, dtype, side of the references
     (48, 2, 8, 50, torch.float16, 25),
     (180, 2, 16, 33, torch.float32, 33),
     (1, 1, 1, 1, torch.float32, 1),
+]
+
+
+ATTENTION_CASES = [  # channels, keys, side, dtype, options
+    (256, 16, 48, torch.bfloat16, {}),
+    (64, 16, 48, torch.float32, {}),
+    (60, 5, 33, torch.float16, {"softmax": "reference", "shared_mask": True}),
+    (256, 16, 48, torch.float32, {"renormalize": True}),
 ]
 
 
@@ -46,9 +56,10 @@ class _Driver:
         return 0
 
 
-def compile_all(capability, cases):
+def compile_all(capability, cases, attention_cases=()):
     """Yield what each kernel of each case needs, once."""
     triton.runtime.driver.set_active(_Driver(capability))
+    acla_gpu._later = lambda numbers: lambda: False
     launch, compiled = JITFunction.run, {}
 
     def compile_only(self, *args, grid, warmup, **options):
@@ -58,22 +69,44 @@ def compile_all(capability, cases):
 
     JITFunction.run = compile_only
     seen = set()
-    for channels, references, keys, side, dtype, own_side in cases:
-        value = torch.zeros(1, channels, own_side, own_side, dtype=dtype)
-        values = [value.contiguous(memory_format=torch.channels_last)] * references
-        offsets = torch.zeros(1, references, keys, 2, side, side)
-        weights = offsets[:, :, :, 0].contiguous()
-        out = gather_triton.forward(values, offsets, weights)
-        gather_triton.backward(torch.zeros_like(out), values, offsets, weights, [True] * (2 + references))
+    for call, case in [*((call_operator, c) for c in cases), *((call_attention, c) for c in attention_cases)]:
+        name_of_case = call(*case)
         for key in compiled.keys() - seen:
             seen.add(key)
             name, kernel = compiled[key]
-            case = f"C={channels} R={references} K={keys} {side}x{side} {str(dtype)[6:]}"
-            yield {"case": case, "kernel": name, "warps": kernel.metadata.num_warps, **usage(kernel)}
+            yield {
+                "case": name_of_case,
+                "kernel": name,
+                "warps": kernel.metadata.num_warps,
+                **usage(kernel),
+            }
+
+
+def call_operator(channels, references, keys, side, dtype, own_side):
+    """Call the operator and its backward pass, and return what that is called."""
+    value = torch.zeros(1, channels, own_side, own_side, dtype=dtype)
+    values = [value.contiguous(memory_format=torch.channels_last)] * references
+    offsets = torch.zeros(1, references, keys, 2, side, side)
+    weights = offsets[:, :, :, 0].contiguous()
+    out = gather_triton.forward(values, offsets, weights)
+    gather_triton.backward(torch.zeros_like(out), values, offsets, weights, [True] * (2 + references))
+    return f"C={channels} R={references} K={keys} {side}x{side} {str(dtype)[6:]}"
+
+
+def call_attention(channels, keys, side, dtype, options):
+    """Call ACLA and its backward pass, and return what that is called."""
+    module = ACLA(channels, keys, 2, **options).to(dtype)
+    x = torch.zeros(2, channels, side, side, dtype=dtype, requires_grad=True)
+    inside, outside = torch.ones(2, keys, requires_grad=True), torch.ones(2)
+    layers = list(module.references.values())
+    update, share = acla_gpu.attend(module, x, [x, x], layers, inside, outside, 2)
+    (update.float().sum() + share).backward()
+    return f"ACLA C={channels} K={keys} {side}x{side} {str(dtype)[6:]} {options}"
 
 
 def usage(kernel):
-    """Return registers and spilled bytes of a thread, and how many loads read 16 bytes, of how many."""
+    """Return registers and spilled bytes of a thread, how many loads read 16 bytes, of how many, and whether
+    matrices are multiplied by what is made for it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -88,9 +121,11 @@ def usage(kernel):
         "spilled": int(needs["STACK"]) + int(needs["LOCAL"]),
         "loads": len(loads),
         "wide_loads": len(wide),
+        "tensor_cores": "mma" in kernel.asm["ptx"],
     }
 
 
 if __name__ == "__main__":
-    for row in compile_all(int(sys.argv[1]), CASES[: int(sys.argv[2]) if len(sys.argv) > 2 else None]):
+    most = int(sys.argv[2]) if len(sys.argv) > 2 else None
+    for row in compile_all(int(sys.argv[1]), CASES[:most], ATTENTION_CASES[:most]):
         print(json.dumps(row), flush=True)
