@@ -1,12 +1,12 @@
 """ACLA on a GPU: all of a module but H as one function, with a backward pass of its own.
 
 Keys near their query are read by products of matrices, see :mod:`acla_nas.attention.acla_triton`; those that
-are far, by the kernels of the operator, which are only called where there are any.
+are far, by the kernels of the operator, which are only called for references that have any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -64,7 +64,7 @@ class _Attend(torch.autograd.Function):
             group = _Group(module, tensors, on)
             y = group.sum()
             update = group.project(y)
-        ctx.module, ctx.on, ctx.any_far = module, on, group.any_far
+        ctx.module, ctx.on, ctx.find_far = module, on, group.find_far
         ctx.save_for_backward(y, *group.computed, *tensors)
         return update, group.share
 
@@ -80,7 +80,7 @@ class _Attend(torch.autograd.Function):
             if (needed[1] or needed[2]) and count > on:  # of gates that are off, too
                 group = _Group(module, tensors, count)
             else:
-                group = _Group(module, tensors, on, _Computed(*computed), ctx.any_far)
+                group = _Group(module, tensors, on, _Computed(*computed), ctx.find_far)
             of_open = of_share / (on * module.num_keys * y[..., 0].numel())
             return (None, None, *group.differentiate(of_update, y, of_open, on, needed))
 
@@ -93,11 +93,11 @@ class _Group:
         tensors: query, gates inside and outside, H, references and weights, see :func:`attend`.
         count: R, references that are looked at.
         computed: what a group of the same arguments computed.
-        any_far: likewise.
+        find_far: likewise.
 
     Attributes:
         computed: what others are computed from.
-        any_far: says whether any key is far.
+        find_far: returns the references that have keys which are far.
         share: of the keys that are open.
     """
 
@@ -107,7 +107,7 @@ class _Group:
         tensors: Sequence[Tensor],
         count: int,
         computed: _Computed | None = None,
-        any_far: Callable[[], bool] | None = None,
+        find_far: Callable[[], list[int]] | None = None,
     ) -> None:
         query, inside, outside, self.out, *rest = tensors
         number = len(inside)
@@ -121,13 +121,13 @@ class _Group:
         self.inside, self.outside = inside[:count].contiguous(), outside[:count].contiguous()
         self.down, self.across = triton.cdiv(self.height, _SIDE), triton.cdiv(self.width, _SIDE)
         self.tiles = self.down * self.across
-        if computed is None or any_far is None:
+        if computed is None or find_far is None:
             scores, matrices = self._take_weights()
             found = self._times(scores.flatten(0, 1), self.query)
             tables = torch.matmul(self._stack_references().mT, matrices.mT.unsqueeze(1))
-            keys, log_sums, self.share, any_far = self._weigh(found, tables)
+            keys, log_sums, self.share, find_far = self._weigh(found, tables)
             computed = _Computed(scores, matrices, found, tables, keys, log_sums, self._spread(keys))
-        self.computed, self.any_far = computed, any_far
+        self.computed, self.find_far = computed, find_far
 
     def _take_weights(self) -> tuple[Tensor, Tensor]:
         """Return W_off with W_att below it, (R, 3 K, C), and G with M below it, (R, C + masks, C_l)."""
@@ -160,12 +160,12 @@ class _Group:
             return self._times(matrix, y.mT).view_as(self.tensors[0])
         return torch.matmul(y, matrix.t()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
 
-    def _weigh(self, found: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable[[], bool]]:
-        """Return keys with their weights, log sums, the share of open keys, and whether any are far."""
+    def _weigh(self, found: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable[[], list[int]]]:
+        """Return keys with their weights, log sums, the share of open keys, and what finds those that are far."""
         keys = found.new_empty(self.batch, self.count, self.keys_each, 3, self.pixels, dtype=torch.float32)
         log_sums = keys.new_empty(self.batch, self.pixels)
         grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
-        opened, far = keys.new_empty(grid), keys.new_empty(grid, dtype=torch.int32)
+        opened, far = keys.new_empty(grid), keys.new_empty(*grid, self.count, dtype=torch.int32)
         kernels._weigh[grid](
             *self._key_arguments(found, tables), keys, log_sums, opened, far,
             self.count, self.keys_each, *self._map(tables), self.height, self.width,
@@ -215,8 +215,8 @@ class _Group:
             PARTS=_PIXELS // part, PART=part, BLOCK=block,
             num_warps=8 if block > 128 else 4,
         )  # fmt: skip
-        if self.any_far():
-            far = gather_triton.forward(self._values(), *self._far_keys())
+        for r in self.find_far():
+            far = gather_triton.forward([self._values(r)], *self._far_keys(r))
             y += far.permute(0, 2, 3, 1).flatten(1, 2)
         return y
 
@@ -238,7 +238,7 @@ class _Group:
         of_y = torch.matmul(of_update.mT, self.out.to(self.dtype).flatten(1))  # B x P x C
         if needed[3]:
             of[3] = torch.bmm(of_update, y).sum(0).to(self.out.dtype).view_as(self.out)
-        far = self._differentiate_far(of_y) if self.any_far() else None
+        far = {r: self._differentiate_far(of_y, r) for r in self.find_far()}
         of_found, of_masks, of_inside, of_outside = self._differentiate_keys(of_y, y, of_open, far)
         for i, gradient in ((1, of_inside), (2, of_outside)):
             if needed[i]:  # of those that were not looked at there is none
@@ -266,7 +266,7 @@ class _Group:
         return of
 
     def _differentiate_keys(
-        self, of_y: Tensor, y: Tensor, of_open: Tensor, far: _Far | None
+        self, of_y: Tensor, y: Tensor, of_open: Tensor, far: Mapping[int, _Far]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the gradients of found, of what is read of masks, and of the gates inside and outside."""
         _, _, found, tables, keys, log_sums, _ = self.computed
@@ -278,20 +278,23 @@ class _Group:
             PART=part, BLOCK=self._block(64 if self._is_low else 32),
             num_warps=8 if part > 128 else 4,
         )  # fmt: skip
+        of_far = torch.zeros_like(keys) if far else keys
+        for r, of in far.items():
+            of_far[:, r] = of.keys
         grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
         of_found, of_masks = torch.empty_like(found), torch.empty_like(keys[:, :, :, 0])
         of_inside = keys.new_empty(*grid, self.count, self.keys_each)
         of_outside = keys.new_zeros(*grid, self.count)
         kernels._differentiate[grid](
-            *self._key_arguments(found, tables), products, keys if far is None else far.of_keys,
+            *self._key_arguments(found, tables), products, of_far,
             log_sums, (of_y.float() * y).sum(-1), of_open, of_found, of_masks, of_inside, of_outside,
             self.count, self.keys_each, *self._map(tables), self.height, self.width, self.tiles, self.across,
             *self._softmax, float(self.module.gate_temperature),
-            FAR=far is not None, **self._key_options, num_warps=4,
+            FAR=bool(far), **self._key_options, num_warps=4,
         )  # fmt: skip
         return of_found, of_masks, of_inside.sum((0, 1)), of_outside.sum((0, 1))
 
-    def _collect(self, of_y: Tensor, of_masks: Tensor, far: _Far | None, on: int) -> Tensor:
+    def _collect(self, of_y: Tensor, of_masks: Tensor, far: Mapping[int, _Far], on: int) -> Tensor:
         """Return the gradients of the tables of the references that are on."""
         tables, keys, shares = self.computed.tables, self.computed.keys, self.computed.shares
         of_tables = torch.empty_like(tables[:on])
@@ -314,45 +317,46 @@ class _Group:
                 self.height, self.width, self.tiles, self.down, self.across,
                 MASKS=triton.next_power_of_2(self.masks), BLOCK=64, num_warps=4,
             )  # fmt: skip
-        if far is not None:
-            of_tables += self._of_far_tables(of_masks, far)[:on]
+        for r, of in far.items():
+            if r < on:
+                of_tables[r, ..., : self.channels] += of.values
+                if self.masks > 0:
+                    of_tables[r, ..., self.channels :] += self._of_far_masks(of_masks[:, r], of.offsets)
         return of_tables
 
     # Keys that are far: all others are put outside the image, where the operator reads nothing.
 
-    def _values(self) -> list[Tensor]:
-        maps = self.computed.tables[..., : self.channels].unflatten(2, (self.height, self.width))
-        return list(maps.permute(0, 1, 4, 2, 3))
+    def _values(self, r: int) -> Tensor:
+        """Return the values of a reference, (B, C, H, W)."""
+        maps = self.computed.tables[r, ..., : self.channels]
+        return maps.unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
 
-    def _far_keys(self) -> tuple[Tensor, Tensor]:
-        """Return offsets (B, R, K, 2, H, W) and weights (B, R, K, H, W)."""
-        keys, found = self.computed.keys, self.computed.found.unflatten(1, (self.count, -1))
-        offsets = found[:, :, : 2 * self.keys_each].unflatten(2, (-1, 2)) + self._base.unsqueeze(-1)
-        near = (keys[:, :, :, :1] >= 0).expand_as(offsets)
-        size = self.height, self.width
-        return offsets.masked_fill(near, _AWAY).unflatten(-1, size), keys[:, :, :, 2].unflatten(-1, size)
+    def _far_keys(self, r: int) -> tuple[Tensor, Tensor]:
+        """Return offsets (B, 1, K, 2, H, W) and weights (B, 1, K, H, W) in a reference."""
+        found = self.computed.found.unflatten(1, (self.count, -1))[:, r, : 2 * self.keys_each]
+        offsets = found.unflatten(1, (-1, 2)) + self._base.unsqueeze(-1)
+        keys = self.computed.keys[:, r : r + 1].unflatten(-1, (self.height, self.width))
+        offsets = offsets.view_as(keys[:, :, :, :2])
+        return offsets.masked_fill(keys[:, :, :, :1] >= 0, _AWAY), keys[:, :, :, 2]
 
-    def _differentiate_far(self, of_y: Tensor) -> _Far:
-        offsets, weights = self._far_keys()
+    def _differentiate_far(self, of_y: Tensor, r: int) -> _Far:
+        offsets, weights = self._far_keys(r)
         grad = of_y.unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
-        needed = [True] * (2 + self.count)
-        of: list[Any] = gather_triton.backward(grad, self._values(), offsets, weights, needed)
-        return _Far(torch.cat((of[0], of[1].unsqueeze(3)), 3).flatten(-2), offsets, of[2:])
+        of: list[Any] = gather_triton.backward(grad, [self._values(r)], offsets, weights, [True] * 3)
+        of_keys = torch.cat((of[0], of[1].unsqueeze(3)), 3)[:, 0].flatten(-2)
+        return _Far(of_keys, offsets[:, 0], of[2].permute(0, 2, 3, 1).flatten(1, 2))
 
-    def _of_far_tables(self, of_masks: Tensor, far: _Far) -> Tensor:
-        of_values = torch.stack(far.of_values).permute(0, 1, 3, 4, 2).flatten(2, 3)
-        if self.masks == 0:
-            return of_values
-        # The gradient of the k-th mask is that of an image which only the k-th keys read.
-        weights = of_masks.unflatten(-1, (self.height, self.width)).flatten(0, 1)  # BR x K x H x W
-        offsets = far.offsets.flatten(0, 1)
+    def _of_far_masks(self, of_masks: Tensor, offsets: Tensor) -> Tensor:
+        """Return the gradients of masks, (B, P, masks), from those of what keys read of them (B, K, P).
+
+        That of the k-th mask is the gradient of an image which only the k-th keys read.
+        """
+        weights = of_masks.unflatten(-1, (self.height, self.width))
         if self.masks > 1:
             weights, offsets = weights.flatten(0, 1).unsqueeze(1), offsets.flatten(0, 1).unsqueeze(1)
-        ones = weights.new_ones(len(weights), 1, self.height, self.width)
-        offsets, weights, needed = offsets.unsqueeze(1), weights.unsqueeze(1), [False, False, True]
-        of: Any = gather_triton.backward(ones, [ones], offsets, weights, needed)[2]
-        of = of.view(self.batch, self.count, self.masks, self.pixels).permute(1, 0, 3, 2)
-        return torch.cat((of_values, of.to(of_values.dtype)), -1)
+        ones, needed = weights.new_ones(len(weights), 1, self.height, self.width), [False, False, True]
+        of: list[Any] = gather_triton.backward(ones, [ones], offsets.unsqueeze(1), weights.unsqueeze(1), needed)
+        return of[2].view(self.batch, self.masks, self.pixels).mT
 
     @property
     def _is_low(self) -> bool:
@@ -389,25 +393,29 @@ _COMPUTED = 1 + len(_Computed._fields)  # saved tensors before the arguments, y 
 
 
 class _Far(NamedTuple):
-    """What far keys have part in: gradients of keys (B, R, K, 3, P), their offsets, gradients of values."""
+    """What keys of a reference that are far have part in: gradients of keys (B, K, 3, P), their offsets
+    (B, K, 2, H, W), and gradients of values (B, P, C)."""
 
-    of_keys: Tensor
+    keys: Tensor
     offsets: Tensor
-    of_values: list[Tensor]
+    values: Tensor
 
 
-def _later(numbers: Tensor) -> Callable[[], bool]:
-    """Return a function that says whether any number is above 0, and waits for no later work of the GPU."""
-    largest = numbers.max()
+def _later(numbers: Tensor) -> Callable[[], list[int]]:
+    """Return a function that says in which of the last columns any number is above 0.
+
+    It waits for what the GPU was given until now, and not for later work.
+    """
+    largest = numbers.flatten(0, -2).amax(0)
     if numbers.device.type != "cuda":
-        return lambda: bool(largest > 0)
-    host = torch.empty((), dtype=largest.dtype, pin_memory=True)
+        return lambda: largest.nonzero().flatten().tolist()
+    host = torch.empty(largest.shape, dtype=largest.dtype, pin_memory=True)
     host.copy_(largest, non_blocking=True)
     done = torch.cuda.Event()
     done.record()
 
-    def any_above_0() -> bool:
+    def columns() -> list[int]:
         done.synchronize()
-        return bool(host > 0)
+        return host.nonzero().flatten().tolist()
 
-    return any_above_0
+    return columns

@@ -259,7 +259,7 @@ def _weigh(
     JOINT: tl.constexpr, RENORMALIZE: tl.constexpr, MASKS: tl.constexpr,
     KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write keys and what they weigh, logarithms of a joint softmax's sums, and how many are open and far."""
+    """Write keys and what they weigh, logarithms of a joint softmax's sums, and how many are open, and far."""
     image, images, pixels = tl.program_id(0), tl.num_programs(0), height * width
     position, key = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, KEYS)
     line, column, is_query = _queries_of(position, height, width)
@@ -283,7 +283,8 @@ def _weigh(
             of_masks += images * map_
     log_sum = largest + tl.log(total)
     tl.store(log_sums + image * pixels + position, log_sum, is_query)
-    count_open, count_far = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+    program = image * tl.num_programs(1) + tl.program_id(1)
+    count_open = tl.zeros((BLOCK,), tl.float32)
     for r in range(count):
         dx, dy, logit = _take_places(found, base, key, position, is_key, num_keys, pixels)
         switch = tl.load(inside + r * num_keys + key, key < num_keys, other=0.0)[:, None]
@@ -303,14 +304,12 @@ def _weigh(
         tl.store(keys + 2 * pixels, weight, is_key)
         x, y = column[None, :] + dx, line[None, :] + dy
         reads = is_key & (x > -1) & (x < width) & (y > -1) & (y < height)
-        count_far += tl.sum((reads & ~near).to(tl.int32), 0)
+        tl.store(far + program * count + r, tl.sum(tl.sum((reads & ~near).to(tl.int32), 0), 0))
         count_open += tl.sum(gate, 0)
         found += 3 * step
         keys += 3 * step
         masks += images * map_
-    program = image * tl.num_programs(1) + tl.program_id(1)
     tl.store(opened + program, tl.sum(count_open, 0))
-    tl.store(far + program, tl.sum(count_far, 0))
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from acla_nas.bench.counts import INPUT_SHAPE, backbone_macs, inserted_macs
+from acla_nas.bench.memory import keep_freed_memory
 from acla_nas.bench.ops import ratio
 from acla_nas.bench.paper_tables import EDSR_POSITIONS
 from acla_nas.bench.positions import even_positions
@@ -140,6 +141,7 @@ def check_inference(
         >>> [row.memory_format for row in check.rows]
         ['channels first', 'channels last']
     """
+    keep_freed_memory()
     rows = [row for case in cases for row in _rows(case, torch.device(device), runs, input_shape)]
     threads = torch.get_num_threads()
     return InferCheck(device_name(torch.device(device)), threads, tuple(input_shape), tuple(rows))

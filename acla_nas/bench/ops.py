@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acla_nas.bench.memory import can_measure, in_fresh_process, peak_bytes
+from acla_nas.bench.memory import can_measure, in_fresh_process, keep_freed_memory, peak_bytes
 from acla_nas.cost.timing import Timing, device_name, time_in_turns
 from acla_nas.ops import cross_layer_gather, cross_layer_gather_reference
 from acla_nas.ops.gather import _Gather, _has_triton, _Plain
@@ -376,6 +376,7 @@ def check_ops(
             extra[_pass(backward)] = extra_bytes(memory_case, backward, where)
         elif can_measure():
             extra[_pass(backward)] = in_fresh_process(extra_bytes, memory_case, backward)
+    keep_freed_memory()
     ceilings = measure_ceilings(where, runs)
     passes = [(case, False) for case in cases] + [(case, True) for case in backward_cases]
     if _on_gpu(where):

@@ -21,7 +21,7 @@ from torch.optim.optimizer import (
 
 from acla_nas import search_spaces
 from acla_nas.attention import ACLA
-from acla_nas.bench.memory import can_measure, in_fresh_process, peak_bytes
+from acla_nas.bench.memory import can_measure, in_fresh_process, keep_freed_memory, peak_bytes
 from acla_nas.bench.ops import ratio
 from acla_nas.cost.timing import Timing, device_name, time_in_turns
 from acla_nas.network import CrossLayerNetwork
@@ -274,6 +274,7 @@ def check_space(
     """
     where = torch.device(device)
     case = case or (GPU_CASE if where.type == "cuda" else CASE)
+    keep_freed_memory()
     literal_case = _largest_that_fits(literal_cases)
     rows = _rows(case, (BARE, WEIGHTS, ALPHAS), where, runs)
     literal_rows = _rows(literal_case, (WEIGHTS, LITERAL), where, runs)

@@ -50,6 +50,14 @@ def test_steps_run_what_they_say(kind, modules, monkeypatch):
     assert any(name.startswith("attention") for name in changed) == (kind in ("weight step", "literal"))
 
 
+def test_a_step_in_lower_precision(monkeypatch):
+    seen, loss = [], space.F.l1_loss
+    monkeypatch.setattr(space.F, "l1_loss", lambda x, y: seen.append(x.dtype) or loss(x, y))
+    for dtype in ("float32", "bfloat16"):
+        make_step(Case(2, 8, 1, 12, dtype), "weight step", torch.device("cpu"))()
+    assert seen == [torch.float32, torch.bfloat16]
+
+
 def test_the_largest_literal_form_that_fits(monkeypatch):
     cases = (Case(32, 8, 1, 12), Case(4, 8, 1, 12), Case(2, 8, 1, 12))
     assert space._largest_that_fits(cases) == cases[0]
