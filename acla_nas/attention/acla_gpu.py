@@ -161,7 +161,7 @@ class _Group:
         return torch.matmul(y, matrix.t()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
 
     def _weigh(self, found: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable[[], list[int]]]:
-        """Return keys with their weights, log sums, the share of open keys, and what finds those that are far."""
+        """Return keys with their weights, log sums, the share of open keys, and what finds far ones."""
         keys = found.new_empty(self.batch, self.count, self.keys_each, 3, self.pixels, dtype=torch.float32)
         log_sums = keys.new_empty(self.batch, self.pixels)
         grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
@@ -355,7 +355,8 @@ class _Group:
         if self.masks > 1:
             weights, offsets = weights.flatten(0, 1).unsqueeze(1), offsets.flatten(0, 1).unsqueeze(1)
         ones, needed = weights.new_ones(len(weights), 1, self.height, self.width), [False, False, True]
-        of: list[Any] = gather_triton.backward(ones, [ones], offsets.unsqueeze(1), weights.unsqueeze(1), needed)
+        offsets, weights = offsets.unsqueeze(1), weights.unsqueeze(1)
+        of: list[Any] = gather_triton.backward(ones, [ones], offsets, weights, needed)
         return of[2].view(self.batch, self.masks, self.pixels).mT
 
     @property

@@ -259,7 +259,7 @@ def _weigh(
     JOINT: tl.constexpr, RENORMALIZE: tl.constexpr, MASKS: tl.constexpr,
     KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write keys and what they weigh, logarithms of a joint softmax's sums, and how many are open, and far."""
+    """Write keys and what they weigh, log sums of a joint softmax, and how many keys are open, and far."""
     image, images, pixels = tl.program_id(0), tl.num_programs(0), height * width
     position, key = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, KEYS)
     line, column, is_query = _queries_of(position, height, width)

@@ -1,4 +1,4 @@
-"""Memory of what is measured: its peak, in a process that has done nothing else, and that it is used again."""
+"""Memory of what is measured: its peak, in a fresh process, and keeping what is freed."""
 
 from __future__ import annotations
 

@@ -203,10 +203,8 @@ class SpaceCheck:
         unit, scale = ("s", 1e-3) if self.rows[0].time.median_ms > 1000 else ("ms", 1.0)
         lines = [f"EDSR supernets on {self.device}, {self.threads} threads; medians in {unit}"]
         for case, rows in ((self.case, self.rows), (self.literal_case, self.literal_rows)):
-            shown = (
-                f"{case.num_blocks}x{case.num_channels}, {case.batch_size} patches of {case.size}x{case.size}, "
-                f"{case.dtype}"
-            )
+            patches = f"{case.batch_size} patches of {case.size}x{case.size}"
+            shown = f"{case.num_blocks}x{case.num_channels}, {patches}, {case.dtype}"
             first = rows[0]
             lines.append(f"{shown}: times {first.name}")
             for row in rows:

@@ -7,6 +7,7 @@ import torch
 
 from acla_nas.attention import ACLA, forms
 from acla_nas.attention.acla import open_key_shares
+from acla_nas.recomputation import recomputed_update
 from tests.random_weights import randomize
 
 pytest.importorskip("triton")
@@ -181,3 +182,15 @@ def test_which_features_are_taken(monkeypatch):
     assert not taken((64, 256, 256, 256), (64, 256, 256, 256))
     monkeypatch.setattr(forms, "_has_triton", lambda device: False)
     assert not taken((1, 8, 6, 6), (1, 8, 6, 6))
+
+
+def test_may_be_run_again_in_the_backward_pass():
+    module, features = make({}, batch=2)
+    features = {name: x.requires_grad_() for name, x in features.items()}
+    wanted = [*features.values(), *module.parameters()]
+    at_once = module(features["3"], features)
+    again = recomputed_update(module, features["3"], features, None, None)
+    expected, actual = (torch.autograd.grad(update.square().sum(), wanted) for update in (at_once, again))
+    torch.testing.assert_close(again, at_once)
+    for x, y in zip(actual, expected):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
