@@ -17,12 +17,16 @@ from acla_nas.network import CrossLayerNetwork
 from acla_nas.ops import cross_layer_gather_reference
 from acla_nas.report import LayerKeys, non_local_keys, plot_keys, selected_keys, textured_pixel
 
-BACKBONE = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)]
+
+def three_convolutions():
+    return nn.Sequential(
+        *(nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in [(3, 4), (4, 4), (4, 3)])
+    )
 
 
 def network_of(attention="acla", positions=(1, 2), *, random=True, backbone=None, **options):
     torch.manual_seed(0)
-    backbone = backbone or nn.Sequential(*BACKBONE)
+    backbone = backbone or three_convolutions()
     paths = {j: str(j - 1) for j in positions}
     if attention == "acla":  # as many gates closed as open
         options = {"gate_bias": 0.0, "mask_scale": 1.0, **options}
@@ -144,7 +148,7 @@ def test_refuses_what_has_no_keys(image):
     with pytest.raises(AclaError, match="NonLocal, which samples no keys"):
         selected_keys(network_of("nl"), image, 2, (3, 4))
     with pytest.raises(AclaError, match="not a derived network"):
-        selected_keys(nn.Sequential(*BACKBONE), image, 2, (3, 4))
+        selected_keys(three_convolutions(), image, 2, (3, 4))
 
 
 @pytest.mark.parametrize("attention", ["acla", "clnl"])
