@@ -99,6 +99,7 @@ def assert_close(a: dict[str, Any], b: dict[str, Any]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_each_other_and_with_one(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(images), str(tmp_path)]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
