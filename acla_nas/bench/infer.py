@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from acla_nas.bench.counts import INPUT_SHAPE, backbone_macs, inserted_macs
 from acla_nas.bench.memory import keep_freed_memory
 from acla_nas.bench.ops import ratio
 from acla_nas.bench.paper_tables import EDSR_POSITIONS
+from acla_nas.bench.parts import parts_of_module
 from acla_nas.bench.positions import even_positions
 from acla_nas.cost.timing import Timing, device_name, time_in_turns
 from acla_nas.network import CrossLayerNetwork, trace_features
@@ -69,6 +70,8 @@ class InferRow:
         memory_format: "channels first" or "channels last".
         bare: time of the backbone.
         times: state of the key gates -> time with ACLA.
+        parts: time of the bare backbone, and then of what its modules cannot do without, see
+            :func:`acla_nas.bench.parts.parts_of_module`.
         floor: the ratio if a multiply-accumulate of the modules took as long as one of the backbone, and all
             else nothing; H is multiplied into the G_l.
     """
@@ -77,6 +80,7 @@ class InferRow:
     memory_format: str
     bare: Timing
     times: dict[str, Timing]
+    parts: Timing
     floor: float
 
 
@@ -96,14 +100,14 @@ class InferCheck:
             f"one {size} image on {self.device}, {self.threads} threads; medians in ms, times bare",
             f"{'EDSR':<9}{'positions':<20}{'weights':<15}{'bare':>16}"
             + "".join(f"{name:>26}" for name in _GATES)
-            + f"{'floor':>8}",
+            + f"{'bare + parts':>26}{'floor':>8}",
         ]
         for row in self.rows:
             name = f"{row.case.num_blocks}x{row.case.num_channels}"
             positions = ", ".join(map(str, row.case.positions))
             line = f"{name:<9}{positions:<20}{row.memory_format:<15}"
             line += f"{row.bare.median_ms:>9.1f} ± {row.bare.error_ms:<4.1f}"
-            for time in row.times.values():
+            for time in (*row.times.values(), row.parts):
                 quotient, off = ratio(time, row.bare)
                 line += f"{time.median_ms:>11.1f}: {quotient:.3f}x ± {off:.3f}"
             lines.append(f"{line}{row.floor:>8.3f}")
@@ -113,11 +117,12 @@ class InferCheck:
         """Return everything as what JSON knows."""
         rows = []
         for row in self.rows:
-            times = {}
-            for name, time in row.times.items():
+            beside = {}
+            for name, time in {**row.times, "parts": row.parts}.items():
                 quotient, off = ratio(time, row.bare)
-                times[name] = {**time._asdict(), "ratio": quotient, "ratio_error": off}
-            rows.append({**asdict(row), "bare": row.bare._asdict(), "times": times})
+                beside[name] = {**time._asdict(), "ratio": quotient, "ratio_error": off}
+            found = {**asdict(row), "bare": row.bare._asdict(), "parts": beside.pop("parts"), "times": beside}
+            rows.append(found)
         return {**asdict(self), "rows": rows}
 
 
@@ -149,17 +154,26 @@ def check_inference(
 
 def _rows(case: Case, device: torch.device, runs: int, input_shape: tuple[int, int, int]) -> list[InferRow]:
     networks = case.networks()
-    floor = _floor(networks["all open"], input_shape)
-    rows = []
+    floor, rows = _floor(networks["all open"], input_shape), []
+    parts = [
+        parts_of_module(case.num_channels, references, input_shape[1], device=device)
+        for references in range(1, len(case.positions) + 1)
+    ]
     for name, memory_format in _FORMATS.items():
         image = torch.rand(1, *input_shape, device=device).to(memory_format=memory_format)
-        calls = {}
+        calls: dict[str, Callable[[], object]] = {}
         for state, network in networks.items():
             network.to(device, memory_format=memory_format).eval()  # type: ignore[call-overload]
             calls[state] = functools.partial(network, image)
+        calls["parts"] = functools.partial(_in_turn, calls["bare"], *parts)
         times = time_in_turns(calls, device, runs)
-        rows.append(InferRow(case, name, times.pop("bare"), times, floor))
+        rows.append(InferRow(case, name, times.pop("bare"), times, times.pop("parts"), floor))
     return rows
+
+
+def _in_turn(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        call()
 
 
 def _floor(network: nn.Module, input_shape: tuple[int, int, int]) -> float:

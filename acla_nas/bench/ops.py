@@ -416,7 +416,7 @@ def _row(case: Case, backward: bool, ceilings: Ceilings, device: torch.device, r
         if case.rows_read * case.channels * _FLOAT / 4 <= _LITERAL_LIMIT:
             calls["literal"] = _call(cross_layer_gather_reference, case, backward, device)
         if not backward:
-            calls["embedding_bag"] = _bags_alone(case)
+            calls["embedding_bag"] = bags_alone(case)
     timings = time_in_turns(calls, device, runs, cold=True)
     ours = timings.pop("ours")
     floor, memory = (of(case, backward=backward) for of in (ceilings.floor_ms, ceilings.memory_ms))
@@ -446,15 +446,19 @@ def _call(
     return forward_and_backward
 
 
-def _bags_alone(case: Case) -> Callable[[], object]:
-    """Sum rows with an index that exists: the four pixels around each key, or the nearest in the image."""
-    values, offsets, weights = case.inputs()
+def bags_alone(case: Case, device: torch.device | None = None) -> Callable[[], list[Tensor]]:
+    """Return what sums rows with an index that exists: of four pixels around each key, or of the nearest.
+
+    It returns R sums, (H W, C).
+    """
+    values, offsets, weights = case.inputs(device or _CPU)
     n, tables, indices = case.size, [], []
     with torch.no_grad():
         for r, value in enumerate(values):
             tables.append(value.flatten(2)[0].t().contiguous())
             left, top = offsets[0, r].floor().long().unbind(1)  # K x H x W
-            column, row = left + torch.arange(n), top + torch.arange(n).view(n, 1)
+            line = torch.arange(n, device=device)
+            column, row = left + line, top + line.view(n, 1)
             index = torch.stack(
                 [
                     y.clamp(0, n - 1) * n + x.clamp(0, n - 1)

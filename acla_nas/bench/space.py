@@ -21,7 +21,7 @@ from acla_nas import search_spaces
 from acla_nas.attention import ACLA
 from acla_nas.bench.memory import can_measure, in_fresh_process, keep_freed_memory
 from acla_nas.bench.ops import ratio
-from acla_nas.bench.steps import ALPHAS, BARE, LITERAL, WEIGHTS, Case, Literal, make_step, step_peak
+from acla_nas.bench.steps import ALPHAS, BARE, LITERAL, PARTS, WEIGHTS, Case, Literal, make_step, step_peak
 from acla_nas.cost.timing import Timing, device_name, time_in_turns
 from acla_nas.searcher import search
 from acla_nas.strategies import TwoStage
@@ -61,7 +61,8 @@ class SpaceCheck:
         device: its name.
         threads: of PyTorch's.
         case: the supernet.
-        rows: its steps, that of the bare backbone first.
+        rows: its steps, that of the bare backbone first; on a CPU also a bare step and then what the modules
+            of a weight step cannot do without.
         literal_case: the largest supernet whose literal form fits the memory.
         literal_rows: a weight step of ours, and the literal one.
         search_seconds: of a search.
@@ -89,7 +90,7 @@ class SpaceCheck:
             for row in rows:
                 quotient, off = ratio(row.time, first.time)
                 median, error = scale * row.time.median_ms, scale * row.time.error_ms
-                line = f"  {row.name:<12}{median:>8.2f} ± {error:<6.2f}"
+                line = f"  {row.name:<13}{median:>8.2f} ± {error:<6.2f}"
                 line += f"{quotient:>7.2f}x ± {off:<5.2f}"
                 if row.peak_bytes is not None and first.peak_bytes is not None:
                     line += f"{row.peak_bytes / 1e6:>8.0f} MB {row.peak_bytes / first.peak_bytes:>6.2f}x"
@@ -148,13 +149,14 @@ def check_space(
         >>> small = Case(2, 8, 1, 12)
         >>> check = check_space(case=small, literal_cases=(small,), search_case=small)
         >>> [row.name for row in check.rows]
-        ['bare', 'weight step', 'alpha step']
+        ['bare', 'weight step', 'alpha step', 'bare + parts']
     """
     where = torch.device(device)
     case = case or (GPU_CASE if where.type == "cuda" else CASE)
     keep_freed_memory()
     literal_case = _largest_that_fits(literal_cases)
-    rows = _rows(case, (BARE, WEIGHTS, ALPHAS), where, runs)
+    parts = (PARTS,) if where.type == "cpu" else ()
+    rows = _rows(case, (BARE, WEIGHTS, ALPHAS, *parts), where, runs)
     literal_rows = _rows(literal_case, (WEIGHTS, LITERAL), where, runs)
     seconds, other = search_seconds(search_case, device)
     return SpaceCheck(
@@ -174,7 +176,7 @@ def _largest_that_fits(cases: tuple[Case, ...]) -> Case:
 
 
 def _rows(case: Case, kinds: tuple[str, ...], device: torch.device, runs: int) -> tuple[StepRow, ...]:
-    peaks = {kind: _peak(case, kind, device) for kind in kinds}
+    peaks = {kind: None if kind == PARTS else _peak(case, kind, device) for kind in kinds}
     calls = {kind: make_step(case, kind, device) for kind in kinds}
     times = time_in_turns(calls, device, runs, warm_up=1)
     return tuple(StepRow(kind, times[kind], peaks[kind]) for kind in kinds)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from acla_nas.attention import ACLA
 from acla_nas.bench.memory import peak_bytes
+from acla_nas.bench.parts import parts_of_module
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.ops.gather import sample_at
 from acla_nas.search_spaces.edsr import EDSR
 
 BARE, WEIGHTS, ALPHAS, LITERAL = "bare", "weight step", "alpha step", "literal"
+PARTS = "bare + parts"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,18 @@ def make_step(case: Case, kind: str, device: torch.device) -> Callable[[], objec
         case: the supernet.
         kind: "bare", of the backbone alone; "weight step", with every other position on, as half of them are
             at the start; "alpha step", of all gates under frozen weights, likewise half of them on; or
-            "literal", a weight step as the equations have it: of every module with all its references.
+            "literal", a weight step as the equations have it: of every module with all its references; or
+            "bare + parts", on a CPU, a bare step and what a weight step's modules cannot do without, see
+            :func:`acla_nas.bench.parts.parts_of_module`.
         device: to run on.
     """
+    if kind == PARTS:
+        modules = [
+            parts_of_module(case.num_channels, references, case.size, case.batch_size, training=True)
+            for references in range(1, case.num_blocks // 2 + 1)
+        ]
+        bare = make_step(case, BARE, device)
+        return lambda: (bare(), *(parts() for parts in modules))
     network = case.network()
     if kind == LITERAL:
         network.attention = nn.ModuleDict({j: Literal(module) for j, module in network.attention.items()})

@@ -43,11 +43,12 @@ def test_text_and_json(monkeypatch):
     monkeypatch.setattr(infer, "INPUT_SHAPE", (3, 12, 12))
     monkeypatch.setattr(infer.check_inference, "__kwdefaults__", {**_defaults(), "cases": [SMALL]})
     text = CliRunner().invoke(cli, ["bench", "infer", "--runs", "7"], catch_exceptions=False).output
-    assert "3x8" in text and "half closed" in text and text.count("x ± ") == 4
+    assert "3x8" in text and "half closed" in text and text.count("x ± ") == 6
     output = CliRunner().invoke(cli, ["bench", "infer", "--json"], catch_exceptions=False).output
     [row, _] = json.loads(output)["rows"]
     time = row["times"]["half closed"]
     assert time["ratio"] == time["median_ms"] / row["bare"]["median_ms"]
+    assert row["parts"]["ratio"] == row["parts"]["median_ms"] / row["bare"]["median_ms"]
     assert row["case"]["positions"] == [1, 3]
 
 

@@ -39,10 +39,11 @@ def test_text_and_json(monkeypatch):
     monkeypatch.setattr(space, "in_fresh_process", lambda function, case, kind: len(kind))
     check = check_space()
     assert 0 < check.other_seconds < check.search_seconds
-    assert [row.peak_bytes for row in check.rows] == [4, 11, 10]
+    assert [row.peak_bytes for row in check.rows] == [4, 11, 10, None]
     assert "3x8, 1 patches" in check.text() and "outside forward" in check.text()
     monkeypatch.setattr(space, "check_space", lambda **_: check)
     output = CliRunner().invoke(cli, ["bench", "space", "--json"], catch_exceptions=False).output
-    [bare, weights, _] = json.loads(output)["rows"]
+    [bare, weights, _, parts] = json.loads(output)["rows"]
     assert weights["ratio"] == weights["median_ms"] / bare["median_ms"]
     assert weights["peak_ratio"] == pytest.approx(11 / 4)
+    assert parts["name"] == "bare + parts" and parts["median_ms"] > bare["median_ms"]

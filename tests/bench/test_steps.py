@@ -45,6 +45,20 @@ def test_steps_run_what_they_say(kind, modules, monkeypatch):
     assert any(name.startswith("attention") for name in changed) == (kind in ("weight step", "literal"))
 
 
+def test_parts_of_the_modules_that_are_on(monkeypatch):
+    made, ran = [], []
+
+    def parts_of_module(channels, references, size, batch_size, *, training):
+        made.append((channels, references, size, batch_size, training))
+        return lambda: ran.append(references)
+
+    monkeypatch.setattr(steps, "parts_of_module", parts_of_module)
+    step = make_step(Case(5, 8, 2, 12), "bare + parts", torch.device("cpu"))
+    assert made == [(8, 1, 12, 2, True), (8, 2, 12, 2, True)]  # positions 2 and 4, which have no others
+    step()
+    assert ran == [1, 2]
+
+
 def test_a_step_in_lower_precision(monkeypatch):
     seen, loss = [], steps.F.l1_loss
     monkeypatch.setattr(steps.F, "l1_loss", lambda x, y: seen.append(x.dtype) or loss(x, y))
