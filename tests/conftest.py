@@ -20,6 +20,7 @@ from acla_nas.data import imresize, save_image
 
 # Tests are small and run two at a time: more threads would only get in each other's way.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 
 @pytest.fixture(autouse=True)

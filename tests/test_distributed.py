@@ -139,6 +139,7 @@ def rows(run: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_the_command_starts_its_processes(config: Path, tmp_path: Path) -> None:
     arguments = ["search", str(config), "devices=2", f"run={tmp_path}/two"]
     done = subprocess.run(
