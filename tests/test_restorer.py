@@ -15,6 +15,7 @@ from random_weights import randomize
 
 import acla_nas
 from acla_nas import Restorer, export, formats, restore, search_spaces
+from acla_nas.bench.memory import can_measure
 from acla_nas.data.picture import Picture, load_picture, save_picture
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.exporter import save_model
@@ -248,15 +249,17 @@ def test_targets_that_cannot_be(run_folder, tmp_path):
 
 
 MEASURED = """
-import resource, sys
+import sys
+from acla_nas.bench.memory import peak_bytes
 from acla_nas.cli import main
 sys.argv = ["acla-nas", "restore", *sys.argv[1:]]
 main()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_bytes())  # its own: what getrusage says begins with the peak of the process that started it
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not can_measure(), reason="the system does not say a process's peak")
 def test_a_large_image_in_bounded_memory(tmp_path):
     """4000 x 3000 pixels, twice as high and wide when restored: 144 MB of pixels alone."""
     space = search_spaces.edsr(2, 1, 4, num_keys=1, attention="cla")
@@ -269,7 +272,7 @@ def test_a_large_image_in_bounded_memory(tmp_path):
         [sys.executable, "-c", MEASURED, *map(str, arguments)], capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 3_000_000  # KiB
+    assert int(done.stdout.split()[-1]) < 3e9
     with Image.open(tmp_path / "out.png") as file:
         assert file.size == (8000, 6000)
     shutil.rmtree(tmp_path)
