@@ -15,13 +15,11 @@ import numba
 import numpy as np
 
 from acla_nas.ops.jit import jit
-from acla_nas.ops.rows import add_rows, add_to_rows
+from acla_nas.ops.rows import add_rows, add_to_rows, power_of_two
 
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 _LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
-_LEAST_POWER = 128
-_POWERS = 2.0 ** np.arange(-_LEAST_POWER, 32)
 
 
 class Queries(NamedTuple):
@@ -117,14 +115,13 @@ def _four(queries, left, above, across, down, pixel, share):
 
 
 @jit()
-def _exponentiate(x, whole):
+def _exponentiate(x):
     """Replace numbers (n,) by their exponentials, to rounding; what is not a number stays so."""
     dtype = x.dtype.type
     lowest, highest, half = dtype(_LOWEST), dtype(_HIGHEST), dtype(0.5)
     for i in range(len(x)):
         exponent = lowest if x[i] < lowest else highest if x[i] > highest else x[i]
         power = np.floor(exponent * dtype(_LOG2_E) + half)
-        whole[i] = min(max(np.int32(power) + _LEAST_POWER, 0), len(_POWERS) - 1)
         f = exponent - power * dtype(_LN_2)  # in -0.35 .. 0.35, where the series needs 12 terms
         e = dtype(1 / 479001600) * f + dtype(1 / 39916800)
         e = e * f + dtype(1 / 3628800)
@@ -137,9 +134,7 @@ def _exponentiate(x, whole):
         e = e * f + dtype(1 / 6)
         e = e * f + half
         e = e * f + dtype(1)
-        x[i] = e * f + dtype(1)
-    for i in range(len(x)):
-        x[i] *= dtype(_POWERS[whole[i]])
+        x[i] = (e * f + dtype(1)) * power_of_two(power)
 
 
 @jit()
@@ -181,7 +176,6 @@ def _take_parts(logits, inside, softmax, keys, shift, is_known, parts, gates):
                 gate[q * keys + k] = inside[r, k]
     if softmax.joint and not is_known:
         _shift(parts, gates, keys, shift)
-    whole = np.empty(w * keys, np.int32)
     for r in range(len(parts)):
         part = parts[r]
         if not softmax.joint:
@@ -189,7 +183,13 @@ def _take_parts(logits, inside, softmax, keys, shift, is_known, parts, gates):
         for q in range(w):
             for k in range(keys):
                 part[q * keys + k] -= shift[q]
-        _exponentiate(part, whole)
+        _exponentiate(part)
+
+
+@jit()
+def _place(pixel, width, at):
+    """Return where a channel of a pixel is: unsigned, so that it is not tested for counting from the end."""
+    return np.uintp(pixel) * np.uintp(width) + np.uintp(at)
 
 
 @jit()
@@ -201,10 +201,10 @@ def _read_masks(table, channels, keys, masks, pixel, share, read):
         for k in range(keys):
             i, at = q * keys + k, channels + k * step
             read[i] = (
-                flat[pixel[4 * i] * width + at] * share[4 * i]
-                + flat[pixel[4 * i + 1] * width + at] * share[4 * i + 1]
-                + flat[pixel[4 * i + 2] * width + at] * share[4 * i + 2]
-                + flat[pixel[4 * i + 3] * width + at] * share[4 * i + 3]
+                flat[_place(pixel[4 * i], width, at)] * share[4 * i]
+                + flat[_place(pixel[4 * i + 1], width, at)] * share[4 * i + 1]
+                + flat[_place(pixel[4 * i + 2], width, at)] * share[4 * i + 2]
+                + flat[_place(pixel[4 * i + 3], width, at)] * share[4 * i + 3]
             )
 
 
@@ -344,24 +344,25 @@ def _take_masks(table, channels, keys, masks, pixel, four):
     for q in range(len(four) // (4 * keys)):
         for k in range(keys):
             i, at = 4 * (q * keys + k), channels + k * step
-            four[i] = flat[pixel[i] * width + at]
-            four[i + 1] = flat[pixel[i + 1] * width + at]
-            four[i + 2] = flat[pixel[i + 2] * width + at]
-            four[i + 3] = flat[pixel[i + 3] * width + at]
+            four[i] = flat[_place(pixel[i], width, at)]
+            four[i + 1] = flat[_place(pixel[i + 1], width, at)]
+            four[i + 2] = flat[_place(pixel[i + 2], width, at)]
+            four[i + 3] = flat[_place(pixel[i + 3], width, at)]
 
 
 @jit()
 def _interpolate(queries, four, left, above, across, down, read, along_x, along_y):
     """Write what is read at keys of what is at the four pixels around each, (4 n,), and its slopes."""
-    h, w, none, before = np.int32(queries.h), np.int32(queries.w), read.dtype.type(0), np.int32(-1)
+    dtype = read.dtype.type
+    h, w, before, none, one = np.int32(queries.h), np.int32(queries.w), np.int32(-1), dtype(0), dtype(1)
     for i in range(len(read)):
         x, y = left[i], above[i]
-        near, far = x > before and x < w, x >= before and x < w + before
-        upper, lower = y > before and y < h, y >= before and y < h + before
-        v0 = four[4 * i] if upper and near else none
-        v1 = four[4 * i + 1] if upper and far else none
-        v2 = four[4 * i + 2] if lower and near else none
-        v3 = four[4 * i + 3] if lower and far else none
+        near = one if x > before and x < w else none
+        far = one if x >= before and x < w + before else none
+        upper = one if y > before and y < h else none
+        lower = one if y >= before and y < h + before else none
+        v0, v1 = four[4 * i] * (upper * near), four[4 * i + 1] * (upper * far)
+        v2, v3 = four[4 * i + 2] * (lower * near), four[4 * i + 3] * (lower * far)
         along_upper, along_lower = v1 - v0, v3 - v2
         upper_read, lower_read = v0 + across[i] * along_upper, v2 + across[i] * along_lower
         along_x[i] = along_upper + down[i] * (along_lower - along_upper)
@@ -370,7 +371,7 @@ def _interpolate(queries, four, left, above, across, down, read, along_x, along_
 
 
 @jit()
-def _gate(softmax, read, whole, gates, slopes):
+def _gate(softmax, read, gates, slopes):
     """Write the gates of keys whose masks' logits are read, and the slopes of their sigmoid."""
     dtype = read.dtype.type
     none, one, bias, temperature = dtype(0), dtype(1), dtype(softmax.bias), dtype(softmax.temperature)
@@ -378,7 +379,7 @@ def _gate(softmax, read, whole, gates, slopes):
         logit = read[i] + bias
         gates[i] = one if logit > none else none
         slopes[i] = -abs(logit) / temperature
-    _exponentiate(slopes, whole)
+    _exponentiate(slopes)
     for i in range(len(read)):
         slopes[i] /= (one + slopes[i]) * (one + slopes[i]) * temperature
 
@@ -419,7 +420,7 @@ def differentiate(
         product, along_x, along_y = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
         mask_along_x, mask_along_y = np.zeros(number, dtype), np.zeros(number, dtype)
         of_x, of_y, of_switch = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
-        shift, sums, whole = log_sums[first:last].copy(), np.empty(w, dtype), np.empty(number, np.int32)
+        shift, sums = log_sums[first:last].copy(), np.empty(w, dtype)
         parts, switches = np.empty((references, number), dtype), np.empty((references, number), dtype)
         _take_parts(found[first:last, :, 2], inside, softmax, keys, shift, True, parts, switches)
         for r in range(references):
@@ -432,7 +433,7 @@ def differentiate(
             if softmax.masks > 0:
                 _take_masks(table, channels, keys, softmax.masks, pixel, four)
                 _interpolate(queries, four, left, above, across, down, read, mask_along_x, mask_along_y)
-                _gate(softmax, read, whole, gates, slopes)
+                _gate(softmax, read, gates, slopes)
             _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
             of_outside[line, r] = none
             for q in range(w):
@@ -501,7 +502,7 @@ def scatter(queries, masks, found, base, weights, of_masks, grad, of_tables):
                     for k in range(keys):
                         i, at = q * keys + k, channels + k * step
                         for entry in range(4 * i, 4 * i + 4):
-                            flat[pixel[entry] * width + at] += of_mask[i] * share[entry]
+                            flat[_place(pixel[entry], width, at)] += of_mask[i] * share[entry]
             _list(keys, pixel, share, weights[line, r], begin)
             for q in range(w):
                 add_to_rows(table, pixel, share, begin[q], begin[q + 1], grad[first + q])

@@ -169,6 +169,20 @@ def add_to_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, la
     return _nothing(table, index, factor, first, last, given), build
 
 
+@_intrinsic
+def power_of_two(typing: Any, exponent: Any) -> Any:
+    """Return 2 ** exponent, of a whole number within the range of its dtype."""
+    bits, fraction, bias = (32, 23, 127) if exponent == types.float32 else (64, 52, 1023)
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        integer = ir.IntType(bits)
+        whole = builder.add(builder.fptosi(arguments[0], integer), ir.Constant(integer, bias))
+        shifted = builder.shl(whole, ir.Constant(integer, fraction))
+        return builder.bitcast(shifted, arguments[0].type)
+
+    return exponent(exponent), build
+
+
 def _length(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     array = make_array(kind)(context, builder, value)
     return cgutils.unpack_tuple(builder, array.shape)[0]
