@@ -28,30 +28,29 @@ def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:
     Returns:
         (B, C, H, W), channels last in memory.
     """
-    from acla_nas.attention.weighted_keys import WeightedKeys, key_rows
+    from acla_nas.attention.weighted_keys import WeightedKeys, key_rows, project
     from acla_nas.ops.scratch import scratch
 
     batch, channels, height, width = query.shape
     layers: list[Any] = [module.references[name] for name in references]
     scores = key_rows(layers)
-    of_inputs = [layer.value.weight.flatten(1) for layer in layers]
-    values = torch.mm(module.out.weight.flatten(1), torch.cat(of_inputs, 1)).split(
-        [weight.shape[1] for weight in of_inputs], 1
-    )
+    values = (
+        torch.cat([layer.value.weight for layer in layers], 1).flatten(1).t()
+    )  # of all references: C_l x C
+    matrix = torch.mm(values, module.out.weight.flatten(1).t())
     masks = 0 if layers[0].mask is None else layers[0].mask.out_channels
-    matrices = values
     if masks:
-        of_masks = [layer.mask_scale * layer.mask.weight.flatten(1) for layer in layers]
-        matrices = tuple(torch.cat(pair) for pair in zip(values, of_masks))
+        of_masks = torch.cat([layer.mask.weight for layer in layers], 1).flatten(1).t()
+        matrix = torch.cat((matrix, layers[0].mask_scale * of_masks), 1)
+    matrices = matrix.split([reference.shape[1] for reference in references.values()])
     out = query.new_empty(batch, height, width, channels)
     tables = scratch("tables of references", query.dtype, len(layers), 1, height * width, channels + masks)
     step = max(1, _STRIP_KEYS // (module.num_keys * len(layers) * width))
     for image in range(batch):
-        for matrix, [table], reference in zip(matrices, tables, references.values()):
-            torch.mm(reference[image].flatten(1).t(), matrix.t(), out=table)
-        # What is read lies between the masks and 0: where all masks are open, so is every key.
-        lowest = tables[..., channels:].min() if masks else 0
-        closed = bool(module.gate_bias <= 0 or lowest <= -module.gate_bias)
+        least = 0.0  # what is read lies between the masks and 0: where all masks are open, so is every key
+        for matrix, table, reference in zip(matrices, tables, references.values()):
+            least = min(least, project(reference[image : image + 1].flatten(2), matrix, table, masks))
+        closed = least + module.gate_bias <= 0
         for top in range(0, height, step):
             strip = query[image : image + 1, :, top : top + step]
             keys = WeightedKeys(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from acla_nas.attention.weighted_keys import WeightedKeys, key_rows
+from acla_nas.attention.weighted_keys import WeightedKeys, key_rows, project
 from acla_nas.ops.scratch import scratch
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ class _Group:
         batch, _, pixels = self.references[0].shape
         width = len(self.projections[0])
         tables = scratch("tables of references", query.dtype, count, batch, pixels, width)
-        for table, reference, matrix in zip(tables, self.references, self.projections):
-            torch.bmm(reference.mT, matrix.t().expand(batch, -1, -1), out=table)
         masks = width - query.shape[1]
+        for table, reference, matrix in zip(tables, self.references, self.projections):
+            project(reference, matrix.t(), table, masks)
         self.keys = WeightedKeys(
             module, query[images], self.scores, tables, masks, inside[:count], outside[:count]
         )

@@ -24,9 +24,24 @@ SMALL = 1e-6  # part of all keys in the sum that renormalised weights are divide
 
 def key_rows(layers: Sequence[Any]) -> Tensor:
     """Return what projects a query to the offsets and the logits of its keys: R x (dx, dy, a) x K x C."""
-    offsets = torch.stack([layer.offset.weight.flatten(1) for layer in layers]).unflatten(1, (-1, 2))
-    logits = torch.stack([layer.logit.weight.flatten(1) for layer in layers])
+    offsets = torch.stack([layer.offset.weight for layer in layers]).flatten(2).unflatten(1, (-1, 2))
+    logits = torch.stack([layer.logit.weight for layer in layers]).flatten(2)
     return torch.cat((offsets.transpose(1, 2), logits.unsqueeze(1)), 1)
+
+
+def project(features: Tensor, matrix: Tensor, table: Tensor, masks: int) -> float:
+    """Write the table of a reference, and return the least of its masks: infinity without masks.
+
+    Args:
+        features: (b, C, H W).
+        matrix: (C, W), what each pixel is multiplied with.
+        table: (b, H W, W), written.
+        masks: behind the values.
+    """
+    share_threads()
+    channels = table.shape[-1] - masks
+    least: float = kernels.project(features.numpy(), matrix.contiguous().numpy(), table.numpy(), channels)
+    return least
 
 
 class WeightedKeys:
@@ -65,10 +80,8 @@ class WeightedKeys:
         self._tables = tables
         self._queries = kernels.Queries(batch, lines, width, skipped, height or lines)
         self.pixels = query.permute(0, 2, 3, 1).flatten(0, 2)
-        found = scratch("found", query.dtype, len(self.pixels), references * 3 * keys)
-        torch.mm(self.pixels, rows.flatten(0, 2).t(), out=found)
-        self._found = found.view(-1, references, 3, keys)
-        self._base = module.base.t().to(query.dtype).contiguous()
+        self._scores = rows.flatten(0, 2).t().contiguous()
+        self._base = module.base.to(query.dtype)
         self._inside = query.new_ones(references, keys) if inside is None else inside.contiguous()
         self._outside = query.new_ones(references) if outside is None else outside.contiguous()
         number: Any = self._base.numpy().dtype.type
@@ -80,11 +93,11 @@ class WeightedKeys:
         )
 
     @property
-    def _arguments(self) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
-        """What all loops are given first."""
+    def _arguments(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
+        """What both loops over queries are given first."""
         return (
-            self._queries, self._softmax, self._found.numpy(), self._base.numpy(), self._inside.numpy(),
-            self._outside.numpy(), self._tables.numpy(),
+            self._queries, self._softmax, self.pixels.numpy(), self._scores.numpy(), self._base.numpy(),
+            self._inside.numpy(), self._outside.numpy(), self._tables.numpy(),
         )  # fmt: skip
 
     def sum(self, y: Tensor) -> tuple[Tensor, int]:
@@ -111,9 +124,10 @@ class WeightedKeys:
             The gradients of the projected query, (Q, R, dx dy a, K), of the tables of those references, and
             of the gates inside (R, K) and outside (R,).
         """
-        queries, references, _, keys = self._found.shape
+        (references, keys), queries = self._inside.shape, len(self.pixels)
         lines, dtype = self._queries.images * self._queries.rows, of_y.dtype
-        of_found = scratch("gradients", dtype, *self._found.shape)
+        found = scratch("found", dtype, queries, references, 3, keys)
+        of_found = scratch("gradients", dtype, *found.shape)
         weights = scratch("weights", dtype, lines, references, queries // lines * keys)
         of_masks = scratch("gradients of masks", dtype, *weights.shape)
         of_tables = scratch("gradients of tables", dtype, on, *self._tables.shape[1:])
@@ -122,11 +136,12 @@ class WeightedKeys:
         share_threads()
         kernels.differentiate(
             *self._arguments, of_y.numpy(), log_sums.numpy(), totals.numpy(), self._number(of_open),
-            of_found.numpy(), weights.numpy(), of_masks.numpy(), of_inside.numpy(), of_outside.numpy(),
+            found.numpy(), of_found.numpy(), weights.numpy(), of_masks.numpy(), of_inside.numpy(),
+            of_outside.numpy(),
         )  # fmt: skip
         if on > 0:
             kernels.scatter(
-                self._queries, self._softmax.masks, self._found.numpy(), self._base.numpy(), weights.numpy(),
+                self._queries, self._softmax.masks, found.numpy(), self._base.numpy(), weights.numpy(),
                 of_masks.numpy(), of_y.numpy(), of_tables.numpy(),
             )  # fmt: skip
         return of_found, of_tables, of_inside.sum(0), of_outside.sum(0)

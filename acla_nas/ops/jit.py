@@ -90,7 +90,8 @@ def share_threads() -> int:
         return 1
     threads = torch.get_num_threads()
     count = min(threads, _config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(count)
+    if numba.get_num_threads() != count:
+        numba.set_num_threads(count)
     if torch.get_num_threads() != threads:  # at its first call Numba sets the number that PyTorch uses, too
         torch.set_num_threads(threads)
     return count

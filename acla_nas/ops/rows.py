@@ -1,109 +1,22 @@
-"""Sums of rows of a table, in vectors: the innermost loops of those that Numba compiles.
+"""Sums of rows of a table, in vectors.
 
 A compiler has to test for each row whether it overlaps with another, which takes longer than the work on 64
-channels. These functions are given to it as vector instructions, which say what is read and written in which
-order; LLVM makes those of the machine at hand of them. They are called from compiled functions only. All
-arrays are contiguous and, but for index, of one dtype.
+channels: what is read and written in which order is said here instead. All arrays are contiguous and, but for
+index, of one dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-from llvmlite import ir
-from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
-_VECTOR_BYTES = 64
+from acla_nas.ops.vectors import Loop, intrinsic, length, nothing
+
 _TOGETHER = 4  # vectors of channels that stay in registers
-_FUSED = ("contract",)
-_intrinsic: Any = intrinsic
-_integer: Any = types.intp
 
 
-class _Loop:
-    """Builds the instructions of one function: an array argument is its first number, as a pointer."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Sequence[Any]) -> None:
-        self.builder = builder
-        self.width: Any = None
-        self.arguments: list[Any] = []
-        for kind, value in zip(signature.args, arguments):
-            if isinstance(kind, types.Array):
-                array = make_array(kind)(context, builder, value)
-                self.arguments.append(array.data)
-                if kind.ndim == 2:
-                    self.width = cgutils.unpack_tuple(builder, array.shape)[1]
-                    self.number = context.get_data_type(kind.dtype)
-                    self.lanes = _VECTOR_BYTES * 8 // kind.dtype.bitwidth
-            else:
-                self.arguments.append(context.cast(builder, value, kind, types.intp))
-
-    @contextmanager
-    def counted(self, first: Any, last: Any, step: int = 1) -> Iterator[Any]:
-        """Build a loop."""
-        with cgutils.for_range_slice(self.builder, first, last, self.whole(step), first.type) as (i, _):
-            yield i
-
-    def whole(self, number: int) -> Any:
-        """Return a constant."""
-        return ir.Constant(ir.IntType(_integer.bitwidth), number)
-
-    def over_channels(self, channels: Any, most: int, work: Callable[[Any, Any, int], None]) -> None:
-        """Build loops over channels: ``work(first, vector, count)`` for as many vectors at a time, at most.
-
-        What is left at the end is done one channel at a time.
-        """
-        first, vector = self.whole(0), ir.VectorType(self.number, self.lanes)
-        kinds = ((vector, most, most * self.lanes), (vector, 1, self.lanes), (self.number, 1, 1))
-        for kind, count, step in kinds:
-            left = self.builder.sub(channels, first)
-            rest = self.builder.srem(left, self.whole(step))
-            last = self.builder.sub(channels, rest)
-            with self.counted(first, last, step) as c:
-                work(c, kind, count)
-            first = last
-
-    def start_of(self, index: Any, entry: Any) -> Any:
-        """Return where in a table the row of an entry begins."""
-        row = self.builder.load(self.builder.gep(index, [entry]))
-        return self.builder.mul(self.builder.sext(row, self.width.type), self.width)
-
-    def place(self, pointer: Any, at: Any, kind: Any, number: int = 0) -> Any:
-        """Return a pointer to the n-th vector, or single number, behind ``at``."""
-        at = self.builder.add(at, self.whole(number * (self.lanes if isinstance(kind, ir.VectorType) else 1)))
-        return self.builder.bitcast(self.builder.gep(pointer, [at]), kind.as_pointer())
-
-    def load(self, pointer: Any) -> Any:
-        """Read from where :meth:`place` says."""
-        return self.builder.load(pointer, align=_VECTOR_BYTES // self.lanes)
-
-    def store(self, value: Any, pointer: Any) -> None:
-        """Write there."""
-        self.builder.store(value, pointer, align=_VECTOR_BYTES // self.lanes)
-
-    def fill(self, number: Any, kind: Any) -> Any:
-        """Return a vector of equal numbers, or the number."""
-        if not isinstance(kind, ir.VectorType):
-            return number
-        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), mask)
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        """Return a b + c."""
-        return self.builder.fadd(self.builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
-
-
-def _nothing(*arguments: Any) -> Any:
-    return types.void(*arguments)
-
-
-@_intrinsic
+@intrinsic
 def add_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, last: Any, into: Any) -> Any:
     """Add to (C,) the rows of a table that entries first .. last - 1 name, times their factors.
 
@@ -115,9 +28,9 @@ def add_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, last:
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        loop = _Loop(context, builder, signature, arguments)
+        loop = Loop(context, builder, signature, arguments)
         table, index, factor, first, last, into = loop.arguments
-        channels = _length(context, builder, signature.args[5], arguments[5])
+        channels = length(context, builder, signature.args[5], arguments[5])
 
         def work(c: Any, kind: Any, count: int) -> None:
             sums = [cgutils.alloca_once(builder, kind) for _ in range(count)]
@@ -135,10 +48,10 @@ def add_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, last:
         loop.over_channels(channels, _TOGETHER, work)
         return context.get_dummy_value()
 
-    return _nothing(table, index, factor, first, last, into), build
+    return nothing(table, index, factor, first, last, into), build
 
 
-@_intrinsic
+@intrinsic
 def add_to_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, last: Any, given: Any) -> Any:
     """Add (C,) times their factors to the rows of a table that entries first .. last - 1 name, in order.
 
@@ -150,9 +63,9 @@ def add_to_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, la
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        loop = _Loop(context, builder, signature, arguments)
+        loop = Loop(context, builder, signature, arguments)
         table, index, factor, first, last, given = loop.arguments
-        channels = _length(context, builder, signature.args[5], arguments[5])
+        channels = length(context, builder, signature.args[5], arguments[5])
 
         def work(c: Any, kind: Any, count: int) -> None:
             vectors = [loop.load(loop.place(given, c, kind, j)) for j in range(count)]
@@ -166,23 +79,4 @@ def add_to_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, la
         loop.over_channels(channels, _TOGETHER, work)
         return context.get_dummy_value()
 
-    return _nothing(table, index, factor, first, last, given), build
-
-
-@_intrinsic
-def power_of_two(typing: Any, exponent: Any) -> Any:
-    """Return 2 ** exponent, of a whole number within the range of its dtype."""
-    bits, fraction, bias = (32, 23, 127) if exponent == types.float32 else (64, 52, 1023)
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(bits)
-        whole = builder.add(builder.fptosi(arguments[0], integer), ir.Constant(integer, bias))
-        shifted = builder.shl(whole, ir.Constant(integer, fraction))
-        return builder.bitcast(shifted, arguments[0].type)
-
-    return exponent(exponent), build
-
-
-def _length(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    array = make_array(kind)(context, builder, value)
-    return cgutils.unpack_tuple(builder, array.shape)[0]
+    return nothing(table, index, factor, first, last, given), build
