@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from acla_nas.attention import ACLA
 from acla_nas.bench.counts import INPUT_SHAPE, backbone_macs, inserted_macs
 from acla_nas.bench.memory import keep_freed_memory
-from acla_nas.bench.ops import ratio
+from acla_nas.bench.ops import REACH, ratio
 from acla_nas.bench.paper_tables import EDSR_POSITIONS
 from acla_nas.bench.parts import parts_of_module
 from acla_nas.bench.positions import even_positions
@@ -41,7 +42,8 @@ class Case:
     def networks(self) -> dict[str, nn.Module]:
         """Return the bare backbone, and by the state of their key gates, networks with ACLA.
 
-        Offsets and logits are random, so that keys are read between pixels and off their first places.
+        Offsets and logits are random; offsets have the standard deviation of ``bench ops``, in pixels, for an
+        image of random numbers.
         """
         torch.manual_seed(0)
         backbone = EDSR(2, self.num_blocks, self.num_channels)
@@ -54,8 +56,19 @@ class Case:
             for module in network.attention.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.normal_(module.weight, std=0.1 / self.num_channels**0.5)
+            hooks = [m.register_forward_pre_hook(_scale_offsets) for m in network.attention.values()]
+            with torch.no_grad():
+                network(torch.rand(1, *INPUT_SHAPE))
+            for hook in hooks:
+                hook.remove()
             networks[name] = network
         return networks
+
+
+def _scale_offsets(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    for reference in cast(ACLA, module).references.values():
+        offset: Any = reference.offset
+        offset.weight *= REACH / offset(inputs[0]).std()
 
 
 CASES = (Case(32, 256, EDSR_POSITIONS), Case(16, 64, even_positions(5, of=16)))

@@ -18,7 +18,7 @@ from acla_nas.ops.gather import _Gather, _has_triton, _Plain
 
 _FLOAT = 4  # bytes
 _LITERAL_LIMIT = 1 << 28  # bytes of all sampled values, above which the literal form is left out
-_REACH = 3.0  # standard deviation of the offsets in pixels
+REACH = 3.0  # standard deviation of the offsets in pixels
 _WINDOWS = 1024  # parts of what a GPU's cache holds, each of which is read from end to end
 _PEERS = ("channels_last", "fallback", "grid_sample", "compiled", "literal", "embedding_bag")  # as shown
 
@@ -98,7 +98,7 @@ class Case:
         values = [
             draw(self.channels).to(device, self.torch_dtype, memory_format=memory_format) for _ in range(r)
         ]
-        offsets, weights = draw(r, k, 2).mul_(_REACH).to(device), draw(r, k).to(device)
+        offsets, weights = draw(r, k, 2).mul_(REACH).to(device), draw(r, k).to(device)
         for tensor in (*values, offsets, weights):
             tensor.requires_grad_()
         return values, offsets, weights
@@ -277,7 +277,7 @@ class OpsCheck:
         peers = [peer for peer in _PEERS if any(peer in row.peers for row in self.rows)]
         lines = [
             f"cross_layer_gather on {self.device}, {self.threads} threads: one image, {' or '.join(dtypes)}, "
-            f"offsets of {_REACH:g} px; medians in {unit}, times ours",
+            f"offsets of {REACH:g} px; medians in {unit}, times ours",
             f"{'C':>4}{'R':>3}{'K':>4}{'H=W':>5}  {'':<17}"
             + (f"{'':<10}{'ours':>16}{'of copy':>9}" if on_gpu else f"{'ours':>16}")
             + "".join(f"{peer:>24}" for peer in peers)
@@ -326,7 +326,7 @@ class OpsCheck:
             for row in self.rows
         ]
         growth = [{**asdict(case), **time._asdict()} for case, time in self.growth]
-        return {**asdict(self), "rows": rows, "growth": growth, "reach_px": _REACH}
+        return {**asdict(self), "rows": rows, "growth": growth, "reach_px": REACH}
 
 
 def _shown(case: Case) -> str:

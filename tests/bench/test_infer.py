@@ -30,6 +30,20 @@ def test_networks_differ_in_their_key_gates_alone():
     assert 0.2 < shares["half closed"] < 0.8
 
 
+def test_offsets_have_a_known_spread():
+    torch.manual_seed(2)
+    network = SMALL.networks()["half closed"]
+    spreads = []
+
+    def note(module, inputs):
+        spreads.extend(reference.offset(inputs[0]).std().item() for reference in module.references.values())
+
+    for module in network.attention.values():
+        module.register_forward_pre_hook(note)
+    network(torch.rand(1, 3, 48, 48))
+    assert spreads == pytest.approx([3, 3, 3], rel=0.1)  # pixels
+
+
 def test_floor_counts_what_is_executed():
     [row, _] = check_inference(runs=7, cases=[SMALL], input_shape=(3, 12, 12)).rows
     network = SMALL.networks()["all open"]
