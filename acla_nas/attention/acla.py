@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acla_nas.attention.acla_inference import infer
 from acla_nas.attention.attention import Attention, Feature, projection
 from acla_nas.attention.forms import is_fusable
 from acla_nas.errors import AclaError
@@ -332,7 +331,9 @@ def update(
         return update_at_once(*arguments)
     if reference_gates or key_gates is not None or _OPEN_SHARES.get() is not None:
         return update_in_steps(*arguments)
-    return infer(module, query, dict(references))
+    from acla_nas.attention.acla_inference import infer
+
+    return infer(module, query, references)
 
 
 def update_in_steps(

@@ -6,18 +6,24 @@ come from one product. Queries are worked on in strips of rows, so that what bel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from acla_nas.attention import acla_kernels as kernels
+from acla_nas.attention.weighted_keys import softmax_of
+from acla_nas.ops.addresses import addresses
+from acla_nas.ops.jit import share_threads
+from acla_nas.ops.scratch import scratch
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
-_STRIP_KEYS = 1 << 18  # keys of all references worked on at a time
 
-
-def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:
+def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tensor:
     """Return the module's update H y, as its forward does in evaluation, up to rounding.
 
     Args:
@@ -26,35 +32,44 @@ def infer(module: ACLA, query: Tensor, references: dict[str, Tensor]) -> Tensor:
         references: name -> (B, C_l, H, W).
 
     Returns:
-        (B, C, H, W), channels last in memory.
-    """
-    from acla_nas.attention.weighted_keys import WeightedKeys, key_rows, project
-    from acla_nas.ops.scratch import scratch
+        (B, C, H, W), in the memory format of the query.
 
-    batch, channels, height, width = query.shape
-    layers: list[Any] = [module.references[name] for name in references]
-    scores = key_rows(layers)
-    values = (
-        torch.cat([layer.value.weight for layer in layers], 1).flatten(1).t()
-    )  # of all references: C_l x C
-    matrix = torch.mm(values, module.out.weight.flatten(1).t())
-    masks = 0 if layers[0].mask is None else layers[0].mask.out_channels
-    if masks:
-        of_masks = torch.cat([layer.mask.weight for layer in layers], 1).flatten(1).t()
-        matrix = torch.cat((matrix, layers[0].mask_scale * of_masks), 1)
-    matrices = matrix.split([reference.shape[1] for reference in references.values()])
-    out = query.new_empty(batch, height, width, channels)
-    tables = scratch("tables of references", query.dtype, len(layers), 1, height * width, channels + masks)
-    step = max(1, _STRIP_KEYS // (module.num_keys * len(layers) * width))
-    for image in range(batch):
-        least = 0.0  # what is read lies between the masks and 0: where all masks are open, so is every key
-        for matrix, table, reference in zip(matrices, tables, references.values()):
-            least = min(least, project(reference[image : image + 1].flatten(2), matrix, table, masks))
-        closed = least + module.gate_bias <= 0
-        for top in range(0, height, step):
-            strip = query[image : image + 1, :, top : top + step]
-            keys = WeightedKeys(
-                module, strip, scores, tables, masks if closed else 0, skipped=top, height=height
-            )
-            keys.sum(out[image, top : top + step].view(-1, channels))
-    return out.permute(0, 3, 1, 2)
+    Raises:
+        AclaError: features, or weights that were replaced, of another size or dtype than the module's.
+    """
+    (batch, _, height, width), dtype = query.shape, query.dtype
+    channels, keys = module.channels, module.num_keys
+    masks = 0 if not module.adaptive else 1 if module.shared_mask else keys
+    features, is_turned = [query, *references.values()], []
+    for i, feature in enumerate(features):
+        is_first = feature.is_contiguous()
+        is_turned.append(not is_first and feature.is_contiguous(memory_format=torch.channels_last))
+        if not is_first and not is_turned[i]:
+            features[i] = feature.contiguous()
+    weights: list[Tensor] = []
+    of: list[int] = [channels]
+    sizes: list[int] = []
+    for name in references:
+        layer: Any = module.references[name]
+        value = layer.value.weight
+        mask = layer.mask.weight if masks else value[:0]
+        of.append(value.shape[1])
+        weights += (layer.offset.weight, layer.logit.weight, mask, value)
+        sizes += (2 * keys * channels, keys * channels, masks * of[-1], channels * of[-1])
+    weights = [weight.contiguous() for weight in weights]
+    starts = addresses(weights, sizes, dtype).reshape(-1, 4)
+    of_features = addresses(features, [batch * size * height * width for size in of], dtype)
+    shape = (batch, height, width, channels) if is_turned[0] else (batch, channels, height, width)
+    out = query.new_empty(shape)
+    tables = scratch("tables", dtype, len(references), 1, height * width, channels)
+    of_masks = scratch("masks", dtype, len(references), 1, height * width, masks)
+    base = module.base.to(dtype).numpy()
+    number = base.dtype.type
+    share_threads()
+    kernels.infer(
+        kernels.Queries(batch, height, width), softmax_of(module, masks, number),
+        np.array(of), of_features, np.array(is_turned), starts,
+        module.out.weight.detach().flatten(1).contiguous().numpy(), number(layer.mask_scale),
+        base, tables.numpy(), of_masks.numpy(), out.view(-1).numpy(),
+    )  # fmt: skip
+    return out.permute(0, 3, 1, 2) if is_turned[0] else out

@@ -1,11 +1,11 @@
 """The loops of ACLA on a CPU: where keys lie, what they weigh, what is read there, and the gradients of it.
 
-Q query pixels, some rows of b images, have K keys in each of R references, maps of the query's size.
-``pixels``, (Q, C), and ``scores``, (C, R 3 K), have the query and what projects it to its keys: for each
-reference the offsets beyond ``base``, (K, 2), along x and along y, and the logits. ``tables``,
-(R, b, h w, C + masks), have a row for each pixel of a reference: G x, and M x behind it where there are
-masks, one or K. The keys of a row of queries are worked on together, one simple loop after the other, which
-compilers make fast.
+Q query pixels, those of b images, have K keys in each of R references, maps of the query's size.
+``pixels``, (Q, C), and ``scores``, (R, 3, C, K), have the query and what projects it to its keys: for each
+reference to the offsets beyond ``base``, (K, 2), along x and along y, and to the logits. ``tables``,
+(R, b, h w, C), have a row for each pixel of a reference, G x, and ``masks``, (R, b, h w, M), M x: one number
+or K, none where there are no masks. The keys of n neighbouring queries of a row are worked on together, one
+simple loop after the other, which compilers make fast; what belongs to them stays in the nearest cache.
 """
 
 from __future__ import annotations
@@ -15,32 +15,31 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from acla_nas.ops.addresses import matrix_at
 from acla_nas.ops.jit import jit
 from acla_nas.ops.products import multiply
-from acla_nas.ops.rows import add_rows, add_to_rows
-from acla_nas.ops.vectors import power_of_two
+from acla_nas.ops.rows import add_rows, add_to_rows, multiply_rows
+from acla_nas.ops.transposition import transpose
+from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two
 
 _STRIP = 48  # pixels projected together: they stay in the nearest cache
+_BLOCK = 24  # queries worked on together, likewise
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 _LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 
 
 class Queries(NamedTuple):
-    """The query pixels that a loop works on, and the maps that they read.
+    """The query pixels, of maps that are as large as those that they read.
 
     Attributes:
         images: b.
-        rows, w: of queries in each image, and pixels in a row.
-        skipped: rows of each image before these.
-        h: rows of an image.
+        h, w: rows of an image, and pixels in a row.
     """
 
     images: int
-    rows: int
-    w: int
-    skipped: int
     h: int
+    w: int
 
 
 class Softmax(NamedTuple):
@@ -62,27 +61,68 @@ class Softmax(NamedTuple):
 
 
 @jit()
-def _find(queries, line, places, keys, base, left, above, across, down):
-    """Write which pixel is at the upper left of the keys of a row, and how far beyond it they lie.
+def _repeat(queries, base, inside):
+    """Return what is the same for all blocks, for as many queries as a block has at most.
+
+    Returns:
+        (n K,), int32, the column of the query within the block; and (2 + R, n K), where keys are at first,
+        along x and along y, and gates within the softmax.
+    """
+    keys, n = len(base), most_of_block(queries)
+    columns, repeated = np.empty(n * keys, np.int32), np.empty((2 + len(inside), n * keys), base.dtype)
+    for q in range(n):
+        for k in range(keys):
+            columns[q * keys + k] = q
+            repeated[0:2, q * keys + k] = base[k]
+            repeated[2:, q * keys + k] = inside[:, k]
+    return columns, repeated
+
+
+@jit()
+def _blocks(queries):
+    """Return in how many blocks of queries a row is worked on."""
+    return (queries.w + _BLOCK - 1) // _BLOCK
+
+
+@jit()
+def most_of_block(queries):
+    """Return how many queries a block has at most, n."""
+    return (queries.w + _blocks(queries) - 1) // _blocks(queries)
+
+
+@jit()
+def count_tasks(queries):
+    """Return how many blocks of queries there are in all."""
+    return queries.images * queries.h * _blocks(queries)
+
+
+@jit()
+def _block(queries, task):
+    """Return of the n-th block its row, and its first column and the one behind its last."""
+    blocks = _blocks(queries)
+    line, part = task // blocks, task % blocks
+    return line, part * queries.w // blocks, (part + 1) * queries.w // blocks
+
+
+@jit()
+def _find(queries, line, first, columns, repeated, along_x, along_y, left, above, across, down):
+    """Write which pixel is at the upper left of the keys of a block, and how far beyond it they lie.
 
     Args:
-        queries, line, base: that are worked on, which of their rows, and where keys are at first.
-        places: (w, 3, K), of a reference.
-        keys: K.
-        left, above, across, down: (w K,), written.
+        queries: that are worked on.
+        line, first: the row of the block, and its first column.
+        columns, repeated: see :func:`_repeat`.
+        along_x, along_y: (n K or more,), offsets beyond the base in a reference.
+        left, above, across, down: (n K,), written.
     """
     far = across.dtype.type(_FAR)
-    y = np.int32(line % queries.rows + queries.skipped)
-    for q in range(queries.w):
-        for k in range(keys):
-            across[q * keys + k] = places[q, 0, k] + base[k, 0]
-            down[q * keys + k] = places[q, 1, k] + base[k, 1]
-            left[q * keys + k] = q
+    x, y = np.int32(first), np.int32(line % queries.h)
     for i in range(len(left)):
-        column, row = np.floor(across[i]), np.floor(down[i])
-        across[i] -= column
-        down[i] -= row
-        left[i] += np.int32(min(max(column, -far), far))
+        at_x, at_y = along_x[i] + repeated[0, i], along_y[i] + repeated[1, i]
+        column, row = np.floor(at_x), np.floor(at_y)
+        across[i] = at_x - column
+        down[i] = at_y - row
+        left[i] = x + columns[i] + np.int32(min(max(column, -far), far))
         above[i] = y + np.int32(min(max(row, -far), far))
 
 
@@ -143,7 +183,7 @@ def _exponentiate(x):
 
 @jit()
 def _shift(parts, gates, keys, shift):
-    """Write the largest logit of each query that is not gated off: (w,), from logits and gates (S, w K)."""
+    """Write the largest logit of each query that is not gated off: (n,), from logits and gates (S, n K)."""
     dtype = parts.dtype.type
     none, least = dtype(0), dtype(-np.inf)
     top = np.full(parts.shape[1], least)
@@ -160,34 +200,38 @@ def _shift(parts, gates, keys, shift):
 
 
 @jit()
-def _take_parts(logits, inside, softmax, keys, shift, is_known, parts, gates):
-    """Write the exponentials of the logits of a row, (R, w K), and repeat the gates within the softmax.
+def _take_parts(pixels, scores, repeated, softmax, keys, shift, is_known, parts):
+    """Write the exponentials of the logits of a block, (R, n K).
 
     Args:
-        logits: (w, R, K).
-        inside: (R, K).
-        softmax, keys: as elsewhere.
-        shift: (w,), what is subtracted from the logits of a joint softmax; written unless it is known.
+        pixels: (n, C).
+        scores: see above.
+        repeated, softmax, keys: as elsewhere.
+        shift: (n,), what is subtracted from the logits of a joint softmax; written unless it is known.
         is_known: whether it is.
-        parts, gates: written.
+        parts: written.
     """
-    w = len(logits)
+    n = len(pixels)
     for r in range(len(parts)):
-        part, gate = parts[r], gates[r]
-        for q in range(w):
-            for k in range(keys):
-                part[q * keys + k] = logits[q, r, k]
-                gate[q * keys + k] = inside[r, k]
+        multiply(pixels, scores[r, 2], parts[r].reshape(n, keys))
     if softmax.joint and not is_known:
-        _shift(parts, gates, keys, shift)
+        _shift(parts, repeated[2:], keys, shift)
     for r in range(len(parts)):
         part = parts[r]
         if not softmax.joint:
-            _shift(parts[r : r + 1], gates[r : r + 1], keys, shift)
-        for q in range(w):
+            _shift(parts[r : r + 1], repeated[2 + r : 3 + r], keys, shift)
+        for q in range(n):
             for k in range(keys):
                 part[q * keys + k] -= shift[q]
         _exponentiate(part)
+
+
+@jit()
+def _offset(pixels, scores, offsets):
+    """Write the offsets of a block in a reference beyond the base: (2, n K or more)."""
+    n, keys = len(pixels), scores.shape[2]
+    for axis in range(2):
+        multiply(pixels, scores[axis], offsets[axis][: n * keys].reshape(n, keys))
 
 
 @jit()
@@ -197,13 +241,13 @@ def _place(pixel, width, at):
 
 
 @jit()
-def _read_masks(table, channels, keys, masks, pixel, share, read):
-    """Write what the masks of a map have at the keys of a row."""
-    step = 1 if masks > 1 else 0
-    width, flat = table.shape[1], table.reshape(-1)
+def _read_masks(masks, keys, pixel, share, read):
+    """Write what the masks of a reference, (h w, M), have at the keys of a block."""
+    width, flat = masks.shape[1], masks.reshape(-1)
+    step = 1 if width > 1 else 0
     for q in range(len(read) // keys):
         for k in range(keys):
-            i, at = q * keys + k, channels + k * step
+            i, at = q * keys + k, k * step
             read[i] = (
                 flat[_place(pixel[4 * i], width, at)] * share[4 * i]
                 + flat[_place(pixel[4 * i + 1], width, at)] * share[4 * i + 1]
@@ -219,7 +263,7 @@ def _weigh(softmax, keys, part, inside, outside, gates, sums, weight):
     Args:
         softmax, keys: as elsewhere.
         part: (w K,), exponentials; where softmax is per reference, they are divided by their sum here.
-        inside: (w K,), gates of keys and references within the softmax.
+        inside: (n K or more,), gates of keys and references within the softmax.
         outside: of the reference, beyond it.
         gates: (w K,), of keys, 0 or 1.
         sums: (w,), what is to be divided by where softmax is joint: added to.
@@ -230,19 +274,21 @@ def _weigh(softmax, keys, part, inside, outside, gates, sums, weight):
     for i in range(len(part)):
         count += gates[i]
         weight[i] = part[i] * inside[i]
+    of_query = (len(sums), keys)
+    part_of, weight_of, gate_of = part.reshape(of_query), weight.reshape(of_query), gates.reshape(of_query)
     for q in range(len(sums)):
         every, kept = none, none
-        for i in range(q * keys, (q + 1) * keys):
-            every += weight[i]
-            kept += weight[i] * gates[i]
+        for k in range(keys):
+            every += weight_of[q, k]
+            kept += weight_of[q, k] * gate_of[q, k]
         if softmax.share < 1:
             every = kept + softmax.share * every
         if softmax.joint:
             sums[q] += every
         else:
-            for i in range(q * keys, (q + 1) * keys):
-                part[i] /= every
-                weight[i] /= every
+            for k in range(keys):
+                part_of[q, k] /= every
+                weight_of[q, k] /= every
     for i in range(len(part)):
         weight[i] *= gates[i] * outside
     return np.int64(count)
@@ -250,13 +296,13 @@ def _weigh(softmax, keys, part, inside, outside, gates, sums, weight):
 
 @jit()
 def _list(keys, pixel, share, weight, begin):
-    """List which pixels each query of a row reads, and what it multiplies them with, in place.
+    """List which pixels each query of a block reads, and what it multiplies them with, in place.
 
     Args:
         keys: K.
-        pixel, share: (4 w K,), of all keys; overwritten by those of keys whose weight is not 0.
-        weight: (w K,).
-        begin: (w + 1,), written: where each query's entries begin, and the last's end.
+        pixel, share: (4 n K,), of all keys; overwritten by those of keys whose weight is not 0.
+        weight: (n K,).
+        begin: (n + 1,), written: where each query's entries begin, and the last's end.
     """
     at, none, kept = 0, weight.dtype.type(0), 0
     for i in range(len(weight)):
@@ -272,108 +318,198 @@ def _list(keys, pixel, share, weight, begin):
     for q in range(len(begin) - 1):
         begin[q] = at
         for i in range(q * keys, (q + 1) * keys):  # without a branch, which could not be foreseen
-            for corner in range(4):
-                pixel[at + corner] = pixel[4 * i + corner]
-                share[at + corner] = share[4 * i + corner]
+            copy_four(pixel, 4 * i, at)
+            copy_four(share, 4 * i, at)
             at += 4 * (weight[i] != none)
     begin[-1] = at
 
 
+@jit()
+def _count_closed(masks, bias):
+    """Return how many masks, (n, M), would close a key, biased."""
+    zero, one = np.int32(0), np.int32(1)
+    limit, count, flat = -bias, zero, masks.reshape(-1)
+    for i in range(len(flat)):
+        count += zero if flat[i] > limit else one
+    return count
+
+
 @jit(parallel=True)
-def project(features, matrix, table, channels):
-    """Write the table of a reference, and return the least that masks have there: infinity without masks.
+def project(features, matrix, table, masks):
+    """Write the table and the masks of a reference.
 
     Args:
         features: (b, C, P).
-        matrix: (C, W), what each pixel is multiplied with.
-        table: (b, P, W), written.
-        channels: of it before the masks.
+        matrix: (C, W), what each pixel is multiplied with, for the table and then for masks.
+        table: (b, P, channels), written.
+        masks: (b, P, M), written.
     """
-    images, _, pixels = features.shape
+    images, pixels, channels = table.shape
     strips = (pixels + _STRIP - 1) // _STRIP
-    least = np.full((images * strips, table.shape[2] - channels), np.inf, table.dtype)
     for task in numba.prange(images * strips):
         image, first = task // strips, task % strips * _STRIP
-        rows = table[image, first : min(first + _STRIP, pixels)]
-        multiply(features[image, :, first : first + len(rows)].T, matrix, rows)
-        for i in range(len(rows)):
-            for k in range(least.shape[1]):
-                least[task, k] = min(rows[i, channels + k], least[task, k])
-    return least.min() if least.size > 0 else np.inf
+        last = min(first + _STRIP, pixels)
+        of = features[image, :, first:last].T
+        multiply(of, matrix[:, :channels], table[image, first:last])
+        multiply(of, matrix[:, channels:], masks[image, first:last])
+
+
+@jit()
+def _sum_block(
+    queries, softmax, line, first, pixels, scores, columns, repeated, outside, tables, masks, image, into,
+    log_sums,
+):  # fmt: skip
+    """Write y of Eq. 6 for a block of queries, and return how many keys are open.
+
+    Args:
+        queries, softmax, scores, tables, masks: see above.
+        line, first: the row of the block, and its first column.
+        pixels: of the query, (n, C).
+        columns, repeated: see :func:`_repeat`.
+        outside: (R,), gates of references outside of the softmax.
+        image: of the tables and masks.
+        into: (n, C), written.
+        log_sums: (n,), written: logarithms of what a joint softmax divides by.
+    """
+    n, references, dtype = len(into), len(outside), into.dtype
+    keys = scores.shape[3]
+    number, none, one = n * keys, dtype.type(0), dtype.type(1)
+    parts, offsets = np.empty((references, number), dtype), np.empty((2, number), dtype)
+    left, above = np.empty(number, np.int32), np.empty(number, np.int32)
+    across, down = np.empty(number, dtype), np.empty(number, dtype)
+    pixel, share = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
+    gates, weight, sums = np.ones(number, dtype), np.empty(number, dtype), np.zeros(n, dtype)
+    begin, count = np.empty(n + 1, np.int32), 0
+    _take_parts(pixels, scores, repeated, softmax, keys, log_sums, False, parts)
+    into[:] = none
+    for r in range(references):
+        table = tables[r, image]
+        _offset(pixels, scores[r], offsets)
+        _find(queries, line, first, columns, repeated, offsets[0], offsets[1], left, above, across, down)
+        _four(queries, left, above, across, down, pixel, share)
+        if softmax.masks > 0:
+            _read_masks(masks[r, image], keys, pixel, share, gates)
+            for i in range(number):
+                gates[i] = one if gates[i] + softmax.bias > none else none
+        count += _weigh(softmax, keys, parts[r], repeated[2 + r], outside[r], gates, sums, weight)
+        _list(keys, pixel, share, weight, begin)
+        for q in range(n):
+            add_rows(table, pixel, share, begin[q], begin[q + 1], into[q])
+    if softmax.joint:
+        for q in range(n):
+            log_sums[q] += np.log(sums[q])
+            into[q] /= sums[q]
+    return count
 
 
 @jit(parallel=True)
-def sum_keys(queries, softmax, pixels, scores, base, inside, outside, tables, y, log_sums, opened):
+def sum_keys(queries, softmax, pixels, scores, base, inside, outside, tables, masks, y, log_sums, opened):
     """Write y of Eq. 6: the sums of what is read at all keys, weighted.
 
     Args:
-        queries, softmax, pixels, scores, base, tables: see above.
+        queries, softmax, pixels, scores, base, tables, masks: see above.
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
-        opened: (b rows,) int64, written: open keys of each row.
+        opened: (tasks,) int64, written: open keys of each block.
     """
-    references, keys = inside.shape
-    channels, w, number, dtype = y.shape[1], queries.w, queries.w * keys, y.dtype
-    none, one = dtype.type(0), dtype.type(1)
-    for line in numba.prange(queries.images * queries.rows):
-        first, last = line * w, (line + 1) * w
-        projected = np.empty((w, references * 3 * keys), dtype)
-        found = projected.reshape(w, references, 3, keys)
-        left, above = np.empty(number, np.int32), np.empty(number, np.int32)
-        across, down = np.empty(number, dtype), np.empty(number, dtype)
-        pixel, share = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
-        gates, weight, sums = np.ones(number, dtype), np.empty(number, dtype), np.zeros(w, dtype)
-        parts, switches = np.empty((references, number), dtype), np.empty((references, number), dtype)
-        shift, into, begin, count = log_sums[first:last], y[first:last], np.empty(w + 1, np.int32), 0
-        multiply(pixels[first:last], scores, projected)
-        _take_parts(found[:, :, 2], inside, softmax, keys, shift, False, parts, switches)
-        into[:] = none
-        for r in range(references):
-            table = tables[r, line // queries.rows]
-            _find(queries, line, found[:, r], keys, base, left, above, across, down)
-            _four(queries, left, above, across, down, pixel, share)
-            if softmax.masks > 0:
-                _read_masks(table, channels, keys, softmax.masks, pixel, share, gates)
-                for i in range(number):
-                    gates[i] = one if gates[i] + softmax.bias > none else none
-            count += _weigh(softmax, keys, parts[r], switches[r], outside[r], gates, sums, weight)
-            _list(keys, pixel, share, weight, begin)
-            for q in range(w):
-                add_rows(table, pixel, share, begin[q], begin[q + 1], into[q])
-        opened[line] = count
-        if softmax.joint:
-            for q in range(w):
-                shift[q] += np.log(sums[q])
-                into[q] /= sums[q]
+    columns, repeated = _repeat(queries, base, inside)
+    for task in numba.prange(len(opened)):
+        line, begin, end = _block(queries, task)
+        first, last = line * queries.w + begin, line * queries.w + end
+        opened[task] = _sum_block(
+            queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
+            masks, line // queries.h, y[first:last], log_sums[first:last],
+        )  # fmt: skip
 
 
 @jit()
-def _multiply(grad, table, channels, keys, pixel, dots):
-    """Write the products of the gradients of a row of queries with the four rows that each key reads."""
-    none = dots.dtype.type(0)
-    for q in range(len(grad)):
-        of_query = grad[q]
-        for i in range(q * keys, (q + 1) * keys):
-            v0, v1 = table[pixel[4 * i]], table[pixel[4 * i + 1]]
-            v2, v3 = table[pixel[4 * i + 2]], table[pixel[4 * i + 3]]
-            d0, d1, d2, d3 = none, none, none, none
-            for c in range(channels):
-                d0 += of_query[c] * v0[c]
-                d1 += of_query[c] * v1[c]
-                d2 += of_query[c] * v2[c]
-                d3 += of_query[c] * v3[c]
-            dots[4 * i], dots[4 * i + 1], dots[4 * i + 2], dots[4 * i + 3] = d0, d1, d2, d3
+def _part(address, is_turned, channels, pixels, image, first, last, like):
+    """Return pixels first .. last - 1 of an image, (last - first, C), of features (b, C, P) or (b, P, C)."""
+    start = address + image * channels * pixels * like.itemsize
+    if is_turned:
+        return matrix_at(start, pixels, channels, like)[first:last, 0:channels]
+    return matrix_at(start, channels, pixels, like)[0:channels, first:last].T
+
+
+@jit(parallel=True)
+def infer(queries, softmax, channels, features, is_turned, weights, out, scale, base, tables, masks, y):
+    """Write H y: all that a module computes without gradients.
+
+    H and G are linear: one matrix H G does for both. Tensors are given by their addresses.
+
+    Args:
+        queries, softmax, base: see above, of whole images.
+        channels: (1 + R,), of the query and of the references.
+        features: (1 + R,), these: (b, C, P).
+        is_turned: (1 + R,), which of them are (b, P, C) instead; the result is as the query is.
+        weights: (R, 4), W_off (2 K, C), W_att (K, C), M (masks, C_l) and G (C, C_l) of each reference.
+        out: H, (C, C).
+        scale: of M.
+        tables, masks: (R, 1, P, C) and (R, 1, P, M), overwritten.
+        y: b C P numbers, written.
+    """
+    references, size, keys, dtype = len(weights), len(out), len(base), out.dtype
+    pixels, gates = queries.h * queries.w, masks.shape[3]
+    most = channels[1:].max()
+    turned, scores = np.empty((size, size), dtype), np.empty((references, 3, size, keys), dtype)
+    values, to_masks = np.empty((references, most, size), dtype), np.empty((references, most, gates), dtype)
+    transpose(out, turned)
+    parts, strips = (most + _STRIP - 1) // _STRIP, (pixels + _STRIP - 1) // _STRIP
+    for task in numba.prange(references * parts):
+        r, first = task // parts, task % parts * _STRIP
+        last = min(first + _STRIP, channels[r + 1])
+        if first < last:
+            value = matrix_at(weights[r, 3], size, channels[r + 1], out)
+            multiply(value[:, first:last].T, turned, values[r, first:last])
+            mask = matrix_at(weights[r, 2], gates, channels[r + 1], out)
+            for i in range(first, last):
+                for k in range(gates):
+                    to_masks[r, i, k] = scale * mask[k, i]
+        if first == 0:
+            offset = matrix_at(weights[r, 0], 2 * keys, size, out)
+            transpose(offset[0::2], scores[r, 0])
+            transpose(offset[1::2], scores[r, 1])
+            transpose(matrix_at(weights[r, 1], keys, size, out), scores[r, 2])
+    columns, repeated = _repeat(queries, base, np.ones((references, keys), dtype))
+    outside = np.ones(references, dtype)
+    opened = np.empty(count_tasks(queries) // queries.images, np.int64)
+    closed = np.empty(references * strips, np.int32)
+    for image in range(queries.images):
+        for task in numba.prange(references * strips):
+            r, first = task // strips, task % strips * _STRIP
+            last = min(first + _STRIP, pixels)
+            of = _part(features[r + 1], is_turned[r + 1], channels[r + 1], pixels, image, first, last, out)
+            multiply(of, values[r, : channels[r + 1]], tables[r, 0, first:last])
+            multiply(of, to_masks[r, : channels[r + 1]], masks[r, 0, first:last])
+            closed[task] = _count_closed(masks[r, 0, first:last], softmax.bias)
+        # What is read lies between the masks and 0: where all of these are open, so is every key.
+        counted = softmax.masks if softmax.bias <= 0 or closed.sum() > 0 else 0
+        found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
+        result = y[image * size * pixels : (image + 1) * size * pixels]
+        for task in numba.prange(len(opened)):
+            line, begin, end = _block(queries, task)
+            first, last = line * queries.w + begin, line * queries.w + end
+            of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
+            into, log_sums = np.empty((end - begin, size), dtype), np.empty(end - begin, dtype)
+            opened[task] = _sum_block(
+                queries, found, line, begin, of, scores, columns, repeated, outside, tables, masks, 0, into,
+                log_sums,
+            )  # fmt: skip
+            if is_turned[0]:
+                result.reshape(pixels, size)[first:last] = into
+            else:
+                transpose(into, result.reshape(size, pixels)[:, first:last])
 
 
 @jit()
-def _take_masks(table, channels, keys, masks, pixel, four):
-    """Write the masks' logits at the four pixels around the keys of a row."""
-    step = 1 if masks > 1 else 0
-    width, flat = table.shape[1], table.reshape(-1)
+def _take_masks(masks, keys, pixel, four):
+    """Write the masks' logits at the four pixels around the keys of a block."""
+    width, flat = masks.shape[1], masks.reshape(-1)
+    step = 1 if width > 1 else 0
     for q in range(len(four) // (4 * keys)):
         for k in range(keys):
-            i, at = 4 * (q * keys + k), channels + k * step
+            i, at = 4 * (q * keys + k), k * step
             four[i] = flat[_place(pixel[i], width, at)]
             four[i + 1] = flat[_place(pixel[i + 1], width, at)]
             four[i + 2] = flat[_place(pixel[i + 2], width, at)]
@@ -414,10 +550,81 @@ def _gate(softmax, read, gates, slopes):
         slopes[i] /= (one + slopes[i]) * (one + slopes[i]) * temperature
 
 
+@jit()
+def _differentiate_block(
+    queries, softmax, line, first, pixels, scores, columns, repeated, outside, tables, masks, image, grad,
+    log_sums, totals, of_open, offsets, of_found, weights, of_masks, of_inside, of_outside,
+):  # fmt: skip
+    """Do what :func:`differentiate` does for a block of queries, which begins at ``first`` of a row."""
+    n, references, dtype = len(grad), len(outside), grad.dtype
+    keys = scores.shape[3]
+    number, none = n * keys, dtype.type(0)
+    renormalized = softmax.share < 1
+    parts, shift, sums = np.empty((references, number), dtype), log_sums.copy(), np.empty(n, dtype)
+    left, above = np.empty(number, np.int32), np.empty(number, np.int32)
+    across, down = np.empty(number, dtype), np.empty(number, dtype)
+    pixel, four = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
+    gates, slopes, read = np.ones(number, dtype), np.zeros(number, dtype), np.zeros(number, dtype)
+    product, slope_x, slope_y = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
+    mask_slope_x, mask_slope_y = np.zeros(number, dtype), np.zeros(number, dtype)
+    of_x, of_y = np.empty(number, dtype), np.empty(number, dtype)
+    of_switch, of_logit = np.empty(number, dtype), np.empty(number, dtype)
+    _take_parts(pixels, scores, repeated, softmax, keys, shift, True, parts)
+    for r in range(references):
+        table, part, switch, beyond = tables[r, image], parts[r], repeated[2 + r], outside[r]
+        weight, of_mask = weights[r][:number], of_masks[r][:number]
+        _offset(pixels, scores[r], offsets[r])
+        along_x, along_y = offsets[r, 0], offsets[r, 1]
+        _find(queries, line, first, columns, repeated, along_x, along_y, left, above, across, down)
+        _four(queries, left, above, across, down, pixel, four)
+        for q in range(n):
+            multiply_rows(table, pixel, grad[q], 4 * q * keys, 4 * (q + 1) * keys, four)
+        _interpolate(queries, four, left, above, across, down, product, slope_x, slope_y)
+        if softmax.masks > 0:
+            _take_masks(masks[r, image], keys, pixel, four)
+            _interpolate(queries, four, left, above, across, down, read, mask_slope_x, mask_slope_y)
+            _gate(softmax, read, gates, slopes)
+        _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
+        shape = (n, keys)
+        product_of, gate_of = product.reshape(shape), gates.reshape(shape)
+        of_switch_of, of_mask_of = of_switch.reshape(shape), of_mask.reshape(shape)
+        part_of, switch_of = part.reshape(shape), switch[:number].reshape(shape)
+        of_outside[r] = none
+        for q in range(n):
+            total = totals[q]
+            if not softmax.joint:
+                total = none
+                for k in range(keys):
+                    total += product_of[q, k] * gate_of[q, k] * part_of[q, k] * switch_of[q, k]
+                of_outside[r] += total
+            of_all, of_every = (total, softmax.share * total) if renormalized else (none, total)
+            for k in range(keys):
+                of_switch_of[q, k] = of_every + of_all * gate_of[q, k]
+                of_mask_of[q, k] = of_all
+        for i in range(number):
+            of_x[i], of_y[i] = weight[i] * slope_x[i], weight[i] * slope_y[i]
+            scaled = part[i] * beyond
+            of_switch[i] = (product[i] * gates[i] - of_switch[i]) * scaled
+            of_mask[i] = ((product[i] - of_mask[i]) * scaled * switch[i] + of_open) * slopes[i]
+            of_logit[i] = of_switch[i] * switch[i]
+        if softmax.masks > 0:
+            for i in range(number):
+                of_x[i] += of_mask[i] * mask_slope_x[i]
+                of_y[i] += of_mask[i] * mask_slope_y[i]
+        copy_rows(of_x.reshape(shape), of_found[:, r, 0])
+        copy_rows(of_y.reshape(shape), of_found[:, r, 1])
+        copy_rows(of_logit.reshape(shape), of_found[:, r, 2])
+        within = of_inside[r]
+        within[:] = none
+        for q in range(n):
+            for k in range(keys):
+                within[k] += of_switch_of[q, k]
+
+
 @jit(parallel=True)
 def differentiate(
-    queries, softmax, pixels, scores, base, inside, outside, tables, grad, log_sums, totals, of_open,
-    found, of_found, weights, of_masks, of_inside, of_outside,
+    queries, softmax, pixels, scores, base, inside, outside, tables, masks, grad, log_sums, totals, of_open,
+    offsets, of_found, weights, of_masks, of_inside, of_outside,
 ):  # fmt: skip
     """Write the gradients of all that keys are made of, from those of the weighted sums.
 
@@ -425,115 +632,73 @@ def differentiate(
     dL/da = s p (m D - T), dL/ds = p (m D - T), dL/dm = s p D.
 
     Args:
-        queries, softmax, pixels, scores, base, tables: see above.
+        queries, softmax, pixels, scores, base, tables, masks: see above.
         inside, outside, log_sums: as for :func:`sum_keys`, and as it leaves them.
         grad: dL/dy, (Q, C).
         totals: (Q,), T, for the joint softmax.
         of_open: gradient of a key's gate, beside that which it has through y.
-        found, of_found: (Q, R, 3, K), written: what the query is projected to, and its gradient.
-        weights, of_masks: (b rows, R, w K), written: what keys weigh, and the gradients of what is
-            read of the masks.
-        of_inside: (b rows, R, K), written: what each row of queries adds to the gradient of s.
-        of_outside: (b rows, R), written: likewise, for the gates outside.
+        offsets: (tasks, R, 2, n K), written: of the keys of each block beyond their base.
+        of_found: (Q, R, 3, K), written: the gradient of what the query is projected to.
+        weights, of_masks: (tasks, R, n K), written: what keys weigh, and the gradients of what is read of
+            the masks.
+        of_inside: (tasks, R, K), written: what each block of queries adds to the gradient of s.
+        of_outside: (tasks, R), written: likewise, for the gates outside.
     """
-    references, keys = inside.shape
-    channels, w = grad.shape[1], queries.w
-    number, dtype = w * keys, grad.dtype
-    none = dtype.type(0)
-    renormalized = softmax.share < 1
-    for line in numba.prange(queries.images * queries.rows):
-        first, last = line * w, (line + 1) * w
-        left, above = np.empty(number, np.int32), np.empty(number, np.int32)
-        across, down = np.empty(number, dtype), np.empty(number, dtype)
-        pixel, four = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
-        gates, slopes, read = np.ones(number, dtype), np.zeros(number, dtype), np.zeros(number, dtype)
-        product, along_x, along_y = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
-        mask_along_x, mask_along_y = np.zeros(number, dtype), np.zeros(number, dtype)
-        of_x, of_y, of_switch = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
-        shift, sums = log_sums[first:last].copy(), np.empty(w, dtype)
-        parts, switches = np.empty((references, number), dtype), np.empty((references, number), dtype)
-        multiply(pixels[first:last], scores, found[first:last].reshape(w, scores.shape[1]))
-        _take_parts(found[first:last, :, 2], inside, softmax, keys, shift, True, parts, switches)
-        for r in range(references):
-            table, part, switch, beyond = tables[r, line // queries.rows], parts[r], switches[r], outside[r]
-            weight, of_mask = weights[line, r], of_masks[line, r]
-            _find(queries, line, found[first:last, r], keys, base, left, above, across, down)
-            _four(queries, left, above, across, down, pixel, four)
-            _multiply(grad[first:last], table, channels, keys, pixel, four)
-            _interpolate(queries, four, left, above, across, down, product, along_x, along_y)
-            if softmax.masks > 0:
-                _take_masks(table, channels, keys, softmax.masks, pixel, four)
-                _interpolate(queries, four, left, above, across, down, read, mask_along_x, mask_along_y)
-                _gate(softmax, read, gates, slopes)
-            _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
-            of_outside[line, r] = none
-            for q in range(w):
-                total = totals[first + q]
-                if not softmax.joint:
-                    total = none
-                    for i in range(q * keys, (q + 1) * keys):
-                        total += product[i] * gates[i] * part[i] * switch[i]
-                    of_outside[line, r] += total
-                of_all, of_every = (total, softmax.share * total) if renormalized else (none, total)
-                for i in range(q * keys, (q + 1) * keys):
-                    of_switch[i] = of_every + of_all * gates[i]
-                    of_mask[i] = of_all
-            for i in range(number):
-                of_x[i], of_y[i] = weight[i] * along_x[i], weight[i] * along_y[i]
-                scaled = part[i] * beyond
-                of_switch[i] = (product[i] * gates[i] - of_switch[i]) * scaled
-                of_mask[i] = ((product[i] - of_mask[i]) * scaled * switch[i] + of_open) * slopes[i]
-            if softmax.masks > 0:
-                for i in range(number):
-                    of_x[i] += of_mask[i] * mask_along_x[i]
-                    of_y[i] += of_mask[i] * mask_along_y[i]
-            within = of_inside[line, r]
-            within[:] = none
-            for q in range(w):
-                into, at = of_found[first + q, r], q * keys
-                for k in range(keys):
-                    into[0, k] = of_x[at + k]
-                    into[1, k] = of_y[at + k]
-                    into[2, k] = of_switch[at + k] * switch[at + k]
-                    within[k] += of_switch[at + k]
+    columns, repeated = _repeat(queries, base, inside)
+    for task in numba.prange(len(of_outside)):
+        line, begin, end = _block(queries, task)
+        first, last = line * queries.w + begin, line * queries.w + end
+        _differentiate_block(
+            queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
+            masks, line // queries.h, grad[first:last], log_sums[first:last], totals[first:last], of_open,
+            offsets[task], of_found[first:last], weights[task], of_masks[task], of_inside[task],
+            of_outside[task],
+        )  # fmt: skip
 
 
 @jit(parallel=True)
-def scatter(queries, masks, found, base, weights, of_masks, grad, of_tables):
-    """Write the gradients of the tables of references: (R, b, h w, C + masks).
+def scatter(queries, masks, offsets, base, weights, of_masks, grad, of_tables):
+    """Write the gradients of the tables of references, and of their masks behind: (R, b, h w, C + M).
 
     Each is the work of one thread, so that sums are the same for any number of threads.
 
     Args:
         queries, base: see above.
-        masks: of each pixel.
-        found, weights, of_masks: as :func:`differentiate` leaves them.
+        masks: M.
+        offsets, weights, of_masks: as :func:`differentiate` leaves them.
         grad: dL/dy, (Q, C).
         of_tables: written; there may be fewer references than in the others.
     """
-    channels, keys, w = grad.shape[1], found.shape[3], queries.w
-    number, dtype = w * keys, grad.dtype
-    step, width = 1 if masks > 1 else 0, channels + masks
+    channels, keys, dtype = grad.shape[1], len(base), grad.dtype
+    step, pixels = 1 if masks > 1 else 0, queries.h * queries.w
+    columns, repeated = _repeat(queries, base, np.empty((0, keys), dtype))
+    per_image = queries.h * _blocks(queries)
     for task in numba.prange(of_tables.shape[0] * queries.images):
         r, image = task // queries.images, task % queries.images
         table = of_tables[r, image]
-        flat = table.reshape(-1)
+        of_each, flat = np.zeros(pixels * masks, dtype), table.reshape(-1)
         flat[:] = 0
-        left, above = np.empty(number, np.int32), np.empty(number, np.int32)
-        across, down = np.empty(number, dtype), np.empty(number, dtype)
-        pixel, share = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
-        begin = np.empty(w + 1, np.int32)
-        for line in range(image * queries.rows, (image + 1) * queries.rows):
-            first, last = line * w, (line + 1) * w
-            _find(queries, line, found[first:last, r], keys, base, left, above, across, down)
+        for block in range(image * per_image, (image + 1) * per_image):
+            line, start, end = _block(queries, block)
+            n = end - start
+            left, above = np.empty(n * keys, np.int32), np.empty(n * keys, np.int32)
+            across, down = np.empty(n * keys, dtype), np.empty(n * keys, dtype)
+            pixel, share = np.empty(4 * n * keys, np.int32), np.empty(4 * n * keys, dtype)
+            begin, weight = np.empty(n + 1, np.int32), weights[block, r][: n * keys]
+            along_x, along_y = offsets[block, r, 0], offsets[block, r, 1]
+            _find(queries, line, start, columns, repeated, along_x, along_y, left, above, across, down)
             _four(queries, left, above, across, down, pixel, share)
             if masks > 0:
-                of_mask = of_masks[line, r]
-                for q in range(w):
+                of_mask = of_masks[block, r]
+                for q in range(n):
                     for k in range(keys):
-                        i, at = q * keys + k, channels + k * step
+                        i, at = q * keys + k, k * step
                         for entry in range(4 * i, 4 * i + 4):
-                            flat[_place(pixel[entry], width, at)] += of_mask[i] * share[entry]
-            _list(keys, pixel, share, weights[line, r], begin)
-            for q in range(w):
-                add_to_rows(table, pixel, share, begin[q], begin[q + 1], grad[first + q])
+                            of_each[_place(pixel[entry], masks, at)] += of_mask[i] * share[entry]
+            _list(keys, pixel, share, weight, begin)
+            for q in range(n):
+                of_query = grad[line * queries.w + start + q]
+                add_to_rows(table, pixel, share, begin[q], begin[q + 1], of_query)
+        for p in range(pixels):
+            for k in range(masks):
+                table[p, channels + k] = of_each[p * masks + k]

@@ -118,11 +118,11 @@ class _Group:
         self.projections = rest[len(inside) :][:count]
         self.scores = scores[:count]
         batch, _, pixels = self.references[0].shape
-        width = len(self.projections[0])
-        tables = scratch("tables of references", query.dtype, count, batch, pixels, width)
-        masks = width - query.shape[1]
-        for table, reference, matrix in zip(tables, self.references, self.projections):
-            project(reference, matrix.t(), table, masks)
+        channels, width = query.shape[1], len(self.projections[0])
+        tables = scratch("tables", query.dtype, count, batch, pixels, channels)
+        masks = scratch("masks", query.dtype, count, batch, pixels, width - channels)
+        for reference, matrix, *into in zip(self.references, self.projections, tables, masks):
+            project(reference, matrix.t(), *into)
         self.keys = WeightedKeys(
             module, query[images], self.scores, tables, masks, inside[:count], outside[:count]
         )

@@ -29,35 +29,39 @@ def key_rows(layers: Sequence[Any]) -> Tensor:
     return torch.cat((offsets.transpose(1, 2), logits.unsqueeze(1)), 1)
 
 
-def project(features: Tensor, matrix: Tensor, table: Tensor, masks: int) -> float:
-    """Write the table of a reference, and return the least of its masks: infinity without masks.
+def softmax_of(module: ACLA, masks: int, number: Any) -> kernels.Softmax:
+    """Return how a module's keys are weighed, in numbers of the type that loops work with."""
+    share = SMALL if module.renormalize else 1.0
+    of_gates = (number(module.gate_bias), number(module.gate_temperature))
+    return kernels.Softmax(module.softmax == "joint", number(share), masks, *of_gates)
+
+
+def project(features: Tensor, matrix: Tensor, table: Tensor, masks: Tensor) -> None:
+    """Write the table and the masks of a reference.
 
     Args:
         features: (b, C, H W).
-        matrix: (C, W), what each pixel is multiplied with.
-        table: (b, H W, W), written.
-        masks: behind the values.
+        matrix: (C, channels + M), what each pixel is multiplied with.
+        table: (b, H W, channels), written.
+        masks: (b, H W, M), written.
     """
     share_threads()
-    channels = table.shape[-1] - masks
-    least: float = kernels.project(features.numpy(), matrix.contiguous().numpy(), table.numpy(), channels)
-    return least
+    arrays = (t.numpy() for t in (features, matrix.contiguous(), table, masks))
+    kernels.project(*arrays)
 
 
 class WeightedKeys:
-    """K keys in each of R references for Q query pixels: those of b images, or of some rows of one image.
+    """K keys in each of R references for the Q query pixels of b images.
 
     They lie in scratch memory: a thread has one of these at a time.
 
     Args:
         module: the attention.
-        query: (b, C, rows, W).
+        query: (b, C, H, W).
         rows: what projects it to the keys, see :func:`key_rows`.
-        tables: (R, b, H W, C + masks), G x of each reference, and M x behind it where there are masks.
-        inside, outside: gates, (R, K) within the softmax and (R,) outside of it; 1 unless given.
-        masks: of each pixel, 0 where all keys count.
-        skipped: rows of the query map before these.
-        height: of the query map, if not ``rows``.
+        tables: (R, b, H W, C), G x of each reference.
+        masks: (R, b, H W, M), M x.
+        inside, outside: gates, (R, K) within the softmax and (R,) outside of it.
 
     Attributes:
         pixels: the query, (Q, C).
@@ -69,41 +73,33 @@ class WeightedKeys:
         query: Tensor,
         rows: Tensor,
         tables: Tensor,
-        masks: int,
-        inside: Tensor | None = None,
-        outside: Tensor | None = None,
-        skipped: int = 0,
-        height: int | None = None,
+        masks: Tensor,
+        inside: Tensor,
+        outside: Tensor,
     ) -> None:
-        batch, _, lines, width = query.shape
-        references, _, keys, _ = rows.shape
-        self._tables = tables
-        self._queries = kernels.Queries(batch, lines, width, skipped, height or lines)
+        batch, _, height, width = query.shape
+        self._tables, self._masks = tables, masks
+        self._queries = kernels.Queries(batch, height, width)
         self.pixels = query.permute(0, 2, 3, 1).flatten(0, 2)
-        self._scores = rows.flatten(0, 2).t().contiguous()
+        self._scores = rows.mT.contiguous()
         self._base = module.base.to(query.dtype)
-        self._inside = query.new_ones(references, keys) if inside is None else inside.contiguous()
-        self._outside = query.new_ones(references) if outside is None else outside.contiguous()
+        self._inside, self._outside = inside.contiguous(), outside.contiguous()
         number: Any = self._base.numpy().dtype.type
         self._number = number
-        share = SMALL if module.renormalize else 1.0
-        self._softmax = kernels.Softmax(
-            module.softmax == "joint",
-            *(number(share), masks, number(module.gate_bias), number(module.gate_temperature)),
-        )
+        self._softmax = softmax_of(module, masks.shape[-1], number)
 
     @property
-    def _arguments(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any]:
+    def _arguments(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any]:
         """What both loops over queries are given first."""
         return (
             self._queries, self._softmax, self.pixels.numpy(), self._scores.numpy(), self._base.numpy(),
-            self._inside.numpy(), self._outside.numpy(), self._tables.numpy(),
+            self._inside.numpy(), self._outside.numpy(), self._tables.numpy(), self._masks.numpy(),
         )  # fmt: skip
 
     def sum(self, y: Tensor) -> tuple[Tensor, int]:
         """Write y of Eq. 6 (Q, C); return log sums of a joint softmax (Q,), and how many keys are open."""
         log_sums = y.new_empty(len(y))
-        opened = np.empty(self._queries.images * self._queries.rows, np.int64)
+        opened = np.empty(kernels.count_tasks(self._queries), np.int64)
         share_threads()
         kernels.sum_keys(*self._arguments, y.numpy(), log_sums.numpy(), opened)
         return log_sums, int(opened.sum())
@@ -121,27 +117,29 @@ class WeightedKeys:
             on: references whose tables' gradients are wanted, from the first.
 
         Returns:
-            The gradients of the projected query, (Q, R, dx dy a, K), of the tables of those references, and
-            of the gates inside (R, K) and outside (R,).
+            The gradients of the projected query, (Q, R, dx dy a, K), of the tables of those references with
+            their masks behind, (R, b, H W, C + M), and of the gates inside (R, K) and outside (R,).
         """
         (references, keys), queries = self._inside.shape, len(self.pixels)
-        lines, dtype = self._queries.images * self._queries.rows, of_y.dtype
-        found = scratch("found", dtype, queries, references, 3, keys)
-        of_found = scratch("gradients", dtype, *found.shape)
-        weights = scratch("weights", dtype, lines, references, queries // lines * keys)
+        tasks, number = kernels.count_tasks(self._queries), kernels.most_of_block(self._queries) * keys
+        dtype = of_y.dtype
+        offsets = scratch("offsets", dtype, tasks, references, 2, number)
+        of_found = scratch("gradients", dtype, queries, references, 3, keys)
+        weights = scratch("weights", dtype, tasks, references, number)
         of_masks = scratch("gradients of masks", dtype, *weights.shape)
-        of_tables = scratch("gradients of tables", dtype, on, *self._tables.shape[1:])
-        of_inside = of_y.new_empty(lines, references, keys)
-        of_outside = of_y.new_empty(lines, references)
+        *shape, channels = self._tables.shape[1:]
+        of_tables = scratch("gradients of tables", dtype, on, *shape, channels + self._masks.shape[-1])
+        of_inside = of_y.new_empty(tasks, references, keys)
+        of_outside = of_y.new_empty(tasks, references)
         share_threads()
         kernels.differentiate(
             *self._arguments, of_y.numpy(), log_sums.numpy(), totals.numpy(), self._number(of_open),
-            found.numpy(), of_found.numpy(), weights.numpy(), of_masks.numpy(), of_inside.numpy(),
+            offsets.numpy(), of_found.numpy(), weights.numpy(), of_masks.numpy(), of_inside.numpy(),
             of_outside.numpy(),
         )  # fmt: skip
         if on > 0:
             kernels.scatter(
-                self._queries, self._softmax.masks, found.numpy(), self._base.numpy(), weights.numpy(),
+                self._queries, self._softmax.masks, offsets.numpy(), self._base.numpy(), weights.numpy(),
                 of_masks.numpy(), of_y.numpy(), of_tables.numpy(),
             )  # fmt: skip
         return of_found, of_tables, of_inside.sum(0), of_outside.sum(0)

@@ -48,7 +48,7 @@ def multiply(typing: Any, a: Any, b: Any, into: Any) -> Any:
 
         first, rest = loop.whole(0), builder.srem(a.rows, loop.whole(_ROWS))
         most = builder.sub(a.rows, rest)
-        for lanes in (loop.lanes, 4, 1):
+        for lanes in (loop.lanes, loop.lanes // 2, loop.lanes // 4, 1):
             kind = ir.VectorType(loop.number, lanes) if lanes > 1 else loop.number
             left = builder.srem(builder.sub(b.columns, first), loop.whole(lanes))
             last = builder.sub(b.columns, left)

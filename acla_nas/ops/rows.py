@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba.core import cgutils
 
 from acla_nas.ops.vectors import Loop, intrinsic, length, nothing
 
 _TOGETHER = 4  # vectors of channels that stay in registers
+_ROWS = 4  # whose products are made together: those around a key
 
 
 @intrinsic
@@ -80,3 +82,42 @@ def add_to_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, la
         return context.get_dummy_value()
 
     return nothing(table, index, factor, first, last, given), build
+
+
+@intrinsic
+def multiply_rows(typing: Any, table: Any, index: Any, given: Any, first: Any, last: Any, into: Any) -> Any:
+    """Write the products of (C,) with the rows of a table that entries first .. last - 1 name.
+
+    Args:
+        table: (P, at least C).
+        index: of each entry, int32; there are a multiple of four.
+        given: (C,).
+        first, last: of the entries.
+        into: the product of each entry, written.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loop = Loop(context, builder, signature, arguments)
+        table, index, given, first, last, into = loop.arguments
+        channels = length(context, builder, signature.args[2], arguments[2])
+        zero = ir.Constant(ir.VectorType(loop.number, _ROWS), None)
+        with loop.counted(first, last, _ROWS) as entry:
+            loop.store(zero, loop.place(into, entry, zero.type))
+
+        def work(c: Any, kind: Any, count: int) -> None:
+            vectors = [loop.load(loop.place(given, c, kind, j)) for j in range(count)]
+            with loop.counted(first, last, _ROWS) as entry:
+                sums = []
+                for i in range(_ROWS):
+                    at = builder.add(loop.start_of(index, builder.add(entry, loop.whole(i))), c)
+                    total = ir.Constant(kind, None)
+                    for j, vector in enumerate(vectors):
+                        total = loop.multiply_add(vector, loop.load(loop.place(table, at, kind, j)), total)
+                    sums.append(total)
+                place = loop.place(into, entry, zero.type)
+                loop.store(builder.fadd(loop.load(place), loop.sum_each(sums)), place)
+
+        loop.over_channels(channels, 2 * _TOGETHER, work, loop.lanes // 2)
+        return context.get_dummy_value()
+
+    return nothing(table, index, given, first, last, into), build

@@ -60,13 +60,16 @@ class Loop:
         """Return a constant."""
         return ir.Constant(ir.IntType(_integer.bitwidth), number)
 
-    def over_channels(self, channels: Any, most: int, work: Callable[[Any, Any, int], None]) -> None:
+    def over_channels(
+        self, channels: Any, most: int, work: Callable[[Any, Any, int], None], lanes: int | None = None
+    ) -> None:
         """Build loops over channels: ``work(first, vector, count)`` for as many vectors at a time, at most.
 
-        What is left at the end is done one channel at a time.
+        What is left at the end is done one channel at a time. Vectors have all lanes unless said otherwise.
         """
-        first, vector = self.whole(0), ir.VectorType(self.number, self.lanes)
-        kinds = ((vector, most, most * self.lanes), (vector, 1, self.lanes), (self.number, 1, 1))
+        lanes = lanes or self.lanes
+        first, vector = self.whole(0), ir.VectorType(self.number, lanes)
+        kinds = ((vector, most, most * lanes), (vector, 1, lanes), (self.number, 1, 1))
         for kind, count, step in kinds:
             left = self.builder.sub(channels, first)
             rest = self.builder.srem(left, self.whole(step))
@@ -106,6 +109,34 @@ class Loop:
         return self.builder.fadd(self.builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
 
 
+    def sum_each(self, vectors: Sequence[Any]) -> Any:
+        """Return a vector of the sums of four vectors of half the lanes each, or of four numbers."""
+        if not isinstance(vectors[0].type, ir.VectorType):
+            found = ir.Constant(ir.VectorType(self.number, len(vectors)), ir.Undefined)
+            for i, number in enumerate(vectors):
+                found = self.builder.insert_element(found, number, ir.IntType(32)(i))
+            return found
+        lanes = vectors[0].type.count
+        part = lanes // 2  # registers are made of halves, between which numbers are moved last
+        step = part
+        while step > 1:  # neighbours are added, those of two vectors side by side
+            step //= 2
+            pairs = zip(vectors[0::2], vectors[1::2])
+            even = [half + of + i for half in (0, part) for of in (0, lanes) for i in range(0, part, 2)]
+            vectors = [self._added(a, b, even, [i + 1 for i in even]) for a, b in pairs]
+        low = [of + i for of in range(0, len(vectors) * lanes, lanes) for i in range(part)]
+        return self._added(vectors[0], vectors[-1], low, [i + part for i in low])
+
+    def _added(self, a: Any, b: Any, first: list[int], second: list[int]) -> Any:
+        """Return the sum of two choices of the numbers of two vectors."""
+        return self.builder.fadd(self.shuffle(a, b, first), self.shuffle(a, b, second))
+
+    def shuffle(self, a: Any, b: Any, order: Sequence[int]) -> Any:
+        """Return a vector of numbers of two: those of the second are counted from where the first ends."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order))
+        return self.builder.shuffle_vector(a, b, mask)
+
+
 @intrinsic
 def power_of_two(typing: Any, exponent: Any) -> Any:
     """Return 2 ** exponent, of a whole number within the range of its dtype."""
@@ -118,6 +149,41 @@ def power_of_two(typing: Any, exponent: Any) -> Any:
         return builder.bitcast(shifted, arguments[0].type)
 
     return exponent(exponent), build
+
+
+@intrinsic
+def copy_four(typing: Any, array: Any, source: Any, target: Any) -> Any:
+    """Copy four numbers that follow each other to another place of their contiguous array (n,)."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loop = Loop(context, builder, signature, arguments)
+        (data, source, target), number = loop.arguments, context.get_data_type(signature.args[0].dtype)
+        loop.lanes = _VECTOR_BYTES * 8 // signature.args[0].dtype.bitwidth
+        kind = ir.VectorType(number, 4)
+        loop.store(loop.load(loop.place(data, source, kind)), loop.place(data, target, kind))
+        return context.get_dummy_value()
+
+    return nothing(array, source, target), build
+
+
+@intrinsic
+def copy_rows(typing: Any, numbers: Any, into: Any) -> Any:
+    """Copy the contiguous rows of a matrix to those of another, (m, n), which it does not overlap."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loop = Loop(context, builder, signature, arguments)
+        of, into = (matrix(context, builder, *pair) for pair in zip(signature.args, arguments))
+
+        def work(c: Any, kind: Any, count: int) -> None:
+            with loop.counted(loop.whole(0), of.rows) as row:
+                places = [builder.add(builder.mul(row, m.row_stride), c) for m in (of, into)]
+                value = loop.load(loop.place(of.data, places[0], kind))
+                loop.store(value, loop.place(into.data, places[1], kind))
+
+        loop.over_channels(of.columns, 1, work)
+        return context.get_dummy_value()
+
+    return nothing(numbers, into), build
 
 
 def nothing(*arguments: Any) -> Any:
