@@ -108,7 +108,6 @@ class Loop:
         """Return a b + c."""
         return self.builder.fadd(self.builder.fmul(a, b, flags=_FUSED), c, flags=_FUSED)
 
-
     def sum_each(self, vectors: Sequence[Any]) -> Any:
         """Return a vector of the sums of four vectors of half the lanes each, or of four numbers."""
         if not isinstance(vectors[0].type, ir.VectorType):

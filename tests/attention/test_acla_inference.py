@@ -10,6 +10,7 @@ from acla_nas.attention import acla_inference
 from acla_nas.attention.acla import open_key_shares
 from acla_nas.attention.acla_inference import infer
 from acla_nas.attention.forms import is_fusable
+from acla_nas.errors import AclaError
 
 
 def features(references):
@@ -52,7 +53,11 @@ def test_channels_last_features_give_the_same():
     last = {n: x.to(memory_format=torch.channels_last) for n, x in features(references).items()}
     with torch.no_grad():
         actual = infer(module, last["6"], last)
-        torch.testing.assert_close(actual, infer(module, query, features(references)), rtol=1e-12, atol=1e-12)
+        expected = infer(module, query, features(references))
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        assert expected.is_contiguous() and actual.is_contiguous(memory_format=torch.channels_last)
+        strided = {n: x.flip(3).contiguous().flip(3) for n, x in features(references).items()}
+        torch.testing.assert_close(infer(module, strided["6"], strided), expected, rtol=0, atol=0)
 
 
 def test_forward_uses_it_where_it_may(monkeypatch):
@@ -78,11 +83,20 @@ def test_weights_that_are_changed_in_whatever_way_are_seen():
         torch.testing.assert_close(module(query, references), 2 * before, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [(1, 5), (5, 1)])
-def test_images_of_one_line(size):
-    module, query, references = make(size=size)
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (2, 71)])
+def test_images_of_one_line_and_of_several_blocks(size):
+    module, query, references = make(size=size, num_keys=9)
     with torch.no_grad():
         assert is_fusable(query, references.values())
         torch.testing.assert_close(
             module(query, references), literal(module, query, references), rtol=1e-10, atol=1e-10
         )
+
+
+def test_what_does_not_fit_the_module_is_refused():
+    module, _, references = make()
+    found = features(references)
+    with pytest.raises(AclaError, match=r"a tensor \(2, 4, 6, 7\) .* where 420 numbers"):
+        infer(module, found["6"], {**found, "5": found["6"]})
+    with pytest.raises(AclaError, match=r"float64 where .* of torch.float32"):
+        infer(module, found["6"].float(), {n: x.float() for n, x in found.items()})

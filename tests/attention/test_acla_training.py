@@ -57,6 +57,15 @@ def test_equals_the_general_form(options, dtype, tolerance, monkeypatch):
     assert gradients[0].abs() > 1e-3  # the gate of a reference that is off has a gradient
 
 
+def test_rows_of_several_blocks(monkeypatch):
+    torch.manual_seed(0)
+    module, features = make({}, batch=2, size=(3, 71))
+    expected, expected_gradients = results(module, features, False, monkeypatch)
+    actual, gradients = results(module, features, True, monkeypatch)
+    for x, y in zip((*actual, *gradients), (*expected, *expected_gradients)):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
 def test_images_in_groups_change_nothing(monkeypatch):
     torch.manual_seed(0)
     module, features = make({})

@@ -1,4 +1,4 @@
-"""Powers of two from their bits."""
+"""Powers of two from their bits, and copies in vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acla_nas.ops.jit import jit
-from acla_nas.ops.vectors import power_of_two
+from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two
 
 
 @jit()
@@ -15,9 +15,36 @@ def _powers(exponents):
         exponents[i] = power_of_two(exponents[i])
 
 
+@jit()
+def _copy_four(array, source, target):
+    copy_four(array, source, target)
+
+
+@jit()
+def _copy_rows(numbers, into):
+    copy_rows(numbers, into)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_powers_of_two_are_exact(dtype):
     exponents = np.arange(-126, 128).astype(dtype)
     expected = np.exp2(exponents)
     _powers(exponents)
     np.testing.assert_array_equal(exponents, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.float64])
+def test_four_numbers_are_copied(dtype):
+    array = np.arange(20).astype(dtype)
+    _copy_four(array, 12, 1)
+    np.testing.assert_array_equal(array, [0, 12, 13, 14, 15, *range(5, 20)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [1, 16, 37])
+def test_rows_are_copied(columns, dtype):
+    numbers = np.random.default_rng(0).standard_normal((3, columns)).astype(dtype)
+    whole = np.full((3, 2, columns + 2), 7, dtype)
+    _copy_rows(numbers, whole[:, 1, :-2])
+    np.testing.assert_array_equal(whole[:, 1, :-2], numbers)
+    assert (whole[:, 0] == 7).all() and (whole[:, 1, -2:] == 7).all()
