@@ -1,7 +1,7 @@
 """ACLA without gradients on a CPU: what a derived network runs, with everything fused that can be.
 
-H and the G_l are linear, so one matrix H G_l per reference does for both, and the offsets of all references
-come from one product. Queries are worked on in strips of rows, so that what belongs to them stays in cache.
+All of a module is one call of a compiled function, which finds features and weights where they lie: to
+prepare them by calls of PyTorch takes as long as a good part of the work. Nothing is kept between calls.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
         of.append(value.shape[1])
         weights += (layer.offset.weight, layer.logit.weight, mask, value)
         sizes += (2 * keys * channels, keys * channels, masks * of[-1], channels * of[-1])
-    weights = [weight.contiguous() for weight in weights]
-    starts = addresses(weights, sizes, dtype).reshape(-1, 4)
+    weights = [weight.contiguous() for weight in (*weights, module.out.weight)]
+    starts = addresses(weights, [*sizes, channels**2], dtype)[:-1].reshape(-1, 4)
     of_features = addresses(features, [batch * size * height * width for size in of], dtype)
     shape = (batch, height, width, channels) if is_turned[0] else (batch, channels, height, width)
     out = query.new_empty(shape)
@@ -69,7 +69,7 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
     kernels.infer(
         kernels.Queries(batch, height, width), softmax_of(module, masks, number),
         np.array(of), of_features, np.array(is_turned), starts,
-        module.out.weight.detach().flatten(1).contiguous().numpy(), number(layer.mask_scale),
-        base, tables.numpy(), of_masks.numpy(), out.view(-1).numpy(),
+        weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, tables.numpy(),
+        of_masks.numpy(), out.view(-1).numpy(),
     )  # fmt: skip
     return out.permute(0, 3, 1, 2) if is_turned[0] else out

@@ -98,5 +98,8 @@ def test_what_does_not_fit_the_module_is_refused():
     found = features(references)
     with pytest.raises(AclaError, match=r"a tensor \(2, 4, 6, 7\) .* where 420 numbers"):
         infer(module, found["6"], {**found, "5": found["6"]})
+    module.out = torch.nn.Conv2d(4, 5, 1).double()
+    with pytest.raises(AclaError, match=r"a tensor \(5, 4, 1, 1\) .* where 16 numbers"):
+        infer(module, found["6"], found)
     with pytest.raises(AclaError, match=r"float64 where .* of torch.float32"):
         infer(module, found["6"].float(), {n: x.float() for n, x in found.items()})
