@@ -61,8 +61,10 @@ def test_memory_does_not_grow_over_two_thousand_steps(images: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     megabytes, objects = zip(*json.loads(done.stdout.splitlines()[-1]))
     print(f"every {FIRST} steps: {[round(m, 1) for m in megabytes]} MB, {objects} objects")
-    assert max(megabytes) <= 1.02 * megabytes[0]
-    assert max(objects) <= 1.01 * objects[0]
+    # By the second row all has been done once: compiled loops are loaded when they are first called, those of
+    # validation as soon as a gate is open.
+    assert max(megabytes[1:]) <= 1.02 * megabytes[1]
+    assert max(objects[1:]) <= 1.01 * objects[1]
 
 
 if __name__ == "__main__":
