@@ -98,10 +98,11 @@ def count_tasks(queries):
 
 @jit()
 def _block(queries, task):
-    """Return of the n-th block its row, and its first column and the one behind its last."""
+    """Return of the n-th block its row and its first column, its first query and the one behind its last."""
     blocks = _blocks(queries)
     line, part = task // blocks, task % blocks
-    return line, part * queries.w // blocks, (part + 1) * queries.w // blocks
+    begin, end = part * queries.w // blocks, (part + 1) * queries.w // blocks
+    return line, begin, line * queries.w + begin, line * queries.w + end
 
 
 @jit()
@@ -132,8 +133,8 @@ def _four(queries, left, above, across, down, pixel, share):
 
     Args:
         queries: that are worked on.
-        left, above, across, down: (n,).
-        pixel, share: (4 n,), written; the share of what is outside the map is 0.
+        left, above, across, down: (n K,).
+        pixel, share: (4 n K,), written; the share of what is outside the map is 0.
     """
     zero, one = np.int32(0), np.int32(1)
     bottom, right, w = np.int32(queries.h - 1), np.int32(queries.w - 1), np.int32(queries.w)
@@ -258,16 +259,16 @@ def _read_masks(masks, keys, pixel, share, read):
 
 @jit()
 def _weigh(softmax, keys, part, inside, outside, gates, sums, weight):
-    """Write the weights of the keys of a row in one reference, and return how many are open.
+    """Write the weights of the keys of a block in one reference, and return how many are open.
 
     Args:
         softmax, keys: as elsewhere.
-        part: (w K,), exponentials; where softmax is per reference, they are divided by their sum here.
+        part: (n K,), exponentials; where softmax is per reference, they are divided by their sum here.
         inside: (n K or more,), gates of keys and references within the softmax.
         outside: of the reference, beyond it.
-        gates: (w K,), of keys, 0 or 1.
-        sums: (w,), what is to be divided by where softmax is joint: added to.
-        weight: (w K,), written.
+        gates: (n K,), of keys, 0 or 1.
+        sums: (n,), what is to be divided by where softmax is joint: added to.
+        weight: (n K,), written.
     """
     none = part.dtype.type(0)
     count = none
@@ -415,8 +416,7 @@ def sum_keys(queries, softmax, pixels, scores, base, inside, outside, tables, ma
     """
     columns, repeated = _repeat(queries, base, inside)
     for task in numba.prange(len(opened)):
-        line, begin, end = _block(queries, task)
-        first, last = line * queries.w + begin, line * queries.w + end
+        line, begin, first, last = _block(queries, task)
         opened[task] = _sum_block(
             queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
             masks, line // queries.h, y[first:last], log_sums[first:last],
@@ -488,10 +488,9 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
         found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
         result = y[image * size * pixels : (image + 1) * size * pixels]
         for task in numba.prange(len(opened)):
-            line, begin, end = _block(queries, task)
-            first, last = line * queries.w + begin, line * queries.w + end
+            line, begin, first, last = _block(queries, task)
             of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
-            into, log_sums = np.empty((end - begin, size), dtype), np.empty(end - begin, dtype)
+            into, log_sums = np.empty((last - first, size), dtype), np.empty(last - first, dtype)
             opened[task] = _sum_block(
                 queries, found, line, begin, of, scores, columns, repeated, outside, tables, masks, 0, into,
                 log_sums,
@@ -518,7 +517,7 @@ def _take_masks(masks, keys, pixel, four):
 
 @jit()
 def _interpolate(queries, four, left, above, across, down, read, along_x, along_y):
-    """Write what is read at keys of what is at the four pixels around each, (4 n,), and its slopes."""
+    """Write what is read at keys of what is at the four pixels around each, (4 n K,), and its slopes."""
     dtype = read.dtype.type
     h, w, before, none, one = np.int32(queries.h), np.int32(queries.w), np.int32(-1), dtype(0), dtype(1)
     for i in range(len(read)):
@@ -646,8 +645,7 @@ def differentiate(
     """
     columns, repeated = _repeat(queries, base, inside)
     for task in numba.prange(len(of_outside)):
-        line, begin, end = _block(queries, task)
-        first, last = line * queries.w + begin, line * queries.w + end
+        line, begin, first, last = _block(queries, task)
         _differentiate_block(
             queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
             masks, line // queries.h, grad[first:last], log_sums[first:last], totals[first:last], of_open,
@@ -679,8 +677,8 @@ def scatter(queries, masks, offsets, base, weights, of_masks, grad, of_tables):
         of_each, flat = np.zeros(pixels * masks, dtype), table.reshape(-1)
         flat[:] = 0
         for block in range(image * per_image, (image + 1) * per_image):
-            line, start, end = _block(queries, block)
-            n = end - start
+            line, start, first, last = _block(queries, block)
+            n = last - first
             left, above = np.empty(n * keys, np.int32), np.empty(n * keys, np.int32)
             across, down = np.empty(n * keys, dtype), np.empty(n * keys, dtype)
             pixel, share = np.empty(4 * n * keys, np.int32), np.empty(4 * n * keys, dtype)
@@ -697,8 +695,7 @@ def scatter(queries, masks, offsets, base, weights, of_masks, grad, of_tables):
                             of_each[_place(pixel[entry], masks, at)] += of_mask[i] * share[entry]
             _list(keys, pixel, share, weight, begin)
             for q in range(n):
-                of_query = grad[line * queries.w + start + q]
-                add_to_rows(table, pixel, share, begin[q], begin[q + 1], of_query)
+                add_to_rows(table, pixel, share, begin[q], begin[q + 1], grad[first + q])
         for p in range(pixels):
             for k in range(masks):
                 table[p, channels + k] = of_each[p * masks + k]

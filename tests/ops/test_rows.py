@@ -8,6 +8,9 @@ import pytest
 from acla_nas.ops.jit import jit
 from acla_nas.ops.rows import add_rows, add_to_rows, multiply_rows
 
+every_dtype = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
+every_width = pytest.mark.parametrize("channels", [1, 5, 16, 64, 70, 150])
+
 
 @jit()
 def _add_rows(table, index, factor, first, last, into):
@@ -24,8 +27,8 @@ def _multiply_rows(table, index, given, first, last, into):
     multiply_rows(table, index, given, first, last, into)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
-@pytest.mark.parametrize("channels", [1, 5, 16, 64, 70, 150])
+@every_dtype
+@every_width
 def test_sums_of_rows(channels, dtype, tolerance):
     random = np.random.default_rng(0)
     table = random.standard_normal((9, channels + 3)).astype(dtype)
@@ -36,8 +39,8 @@ def test_sums_of_rows(channels, dtype, tolerance):
     np.testing.assert_allclose(into, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
-@pytest.mark.parametrize("channels", [1, 5, 16, 64, 70, 150])
+@every_dtype
+@every_width
 def test_a_row_that_is_named_twice_gets_both(channels, dtype, tolerance):
     random = np.random.default_rng(1)
     table = random.standard_normal((9, channels + 3)).astype(dtype)
@@ -49,8 +52,8 @@ def test_a_row_that_is_named_twice_gets_both(channels, dtype, tolerance):
     np.testing.assert_allclose(table, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
-@pytest.mark.parametrize("channels", [1, 5, 16, 64, 70, 150])
+@every_dtype
+@every_width
 def test_products_with_rows(channels, dtype, tolerance):
     random = np.random.default_rng(2)
     table = random.standard_normal((9, channels + 3)).astype(dtype)
