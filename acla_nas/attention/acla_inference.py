@@ -61,13 +61,13 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
     of_features = addresses(features, [batch * size * height * width for size in of], dtype)
     shape = (batch, height, width, channels) if is_turned[0] else (batch, channels, height, width)
     out = query.new_empty(shape)
-    tables = scratch("tables", dtype, len(references), 1, height * width, channels)
-    of_masks = scratch("masks", dtype, len(references), 1, height * width, masks)
+    tables = scratch("tables", dtype, len(references), height * width, channels)
+    of_masks = scratch("masks", dtype, len(references), height * width, masks)
     base = module.base.to(dtype).numpy()
     number = base.dtype.type
     share_threads()
     kernels.infer(
-        kernels.Queries(batch, height, width), softmax_of(module, masks, number),
+        kernels.Queries(batch, height, width, kernels.FORWARD), softmax_of(module, masks, number),
         np.array(of), of_features, np.array(is_turned), starts,
         weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, tables.numpy(),
         of_masks.numpy(), out.view(-1).numpy(),

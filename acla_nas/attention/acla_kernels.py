@@ -3,9 +3,9 @@
 Q query pixels, those of b images, have K keys in each of R references, maps of the query's size.
 ``pixels``, (Q, C), and ``scores``, (R, 3, C, K), have the query and what projects it to its keys: for each
 reference to the offsets beyond ``base``, (K, 2), along x and along y, and to the logits. ``tables``,
-(R, b, h w, C), have a row for each pixel of a reference, G x, and ``masks``, (R, b, h w, M), M x: one number
-or K, none where there are no masks. The keys of n neighbouring queries of a row are worked on together, one
-simple loop after the other, which compilers make fast; what belongs to them stays in the nearest cache.
+(R, h w, C), have a row for each pixel of a reference in one image, G x, and ``masks``, (R, h w, M), M x: one
+number or K, none where there are no masks. Keys of n neighbouring queries of a row are worked on together,
+one simple loop after the other, which compilers make fast; what belongs to them stays in a near cache.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 
 from acla_nas.ops.addresses import matrix_at
 from acla_nas.ops.jit import jit
-from acla_nas.ops.products import multiply
+from acla_nas.ops.products import add_product, multiply
 from acla_nas.ops.rows import add_rows, add_to_rows, multiply_rows
 from acla_nas.ops.transposition import transpose
-from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two
+from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two, prefetch
 
 _STRIP = 48  # pixels projected together: they stay in the nearest cache
-_BLOCK = 24  # queries worked on together, likewise
+FORWARD, BACKWARD = 24, 48  # queries worked on together: for all references, and for one (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 _LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
@@ -35,11 +35,13 @@ class Queries(NamedTuple):
     Attributes:
         images: b.
         h, w: rows of an image, and pixels in a row.
+        together: how many of a row are worked on at the same time, at most.
     """
 
     images: int
     h: int
     w: int
+    together: int
 
 
 class Softmax(NamedTuple):
@@ -58,6 +60,28 @@ class Softmax(NamedTuple):
     masks: int
     bias: float
     temperature: float
+
+
+class Reference(NamedTuple):
+    """Where the arrays of a reference are, 0 those that are not there.
+
+    Attributes:
+        channels: C_l.
+        feature: (b, C_l, h w).
+        projection: G and M below it, (C + M, C_l).
+        of_feature: the gradient of the feature, written.
+    """
+
+    channels: int
+    feature: int
+    projection: int
+    of_feature: int
+
+
+@jit()
+def _reference(references, r):
+    """Return one of the references, (R, 4)."""
+    return Reference(references[r, 0], references[r, 1], references[r, 2], references[r, 3])
 
 
 @jit()
@@ -81,7 +105,7 @@ def _repeat(queries, base, inside):
 @jit()
 def _blocks(queries):
     """Return in how many blocks of queries a row is worked on."""
-    return (queries.w + _BLOCK - 1) // _BLOCK
+    return (queries.w + queries.together - 1) // queries.together
 
 
 @jit()
@@ -201,26 +225,27 @@ def _shift(parts, gates, keys, shift):
 
 
 @jit()
-def _take_parts(pixels, scores, repeated, softmax, keys, shift, is_known, parts):
+def _take_parts(pixels, scores, gates, softmax, keys, shift, is_known, parts):
     """Write the exponentials of the logits of a block, (R, n K).
 
     Args:
         pixels: (n, C).
-        scores: see above.
-        repeated, softmax, keys: as elsewhere.
+        scores: (R, C, K), what projects them to logits.
+        gates: (R, n K or more), within the softmax.
+        softmax, keys: as elsewhere.
         shift: (n,), what is subtracted from the logits of a joint softmax; written unless it is known.
         is_known: whether it is.
         parts: written.
     """
     n = len(pixels)
     for r in range(len(parts)):
-        multiply(pixels, scores[r, 2], parts[r].reshape(n, keys))
+        multiply(pixels, scores[r], parts[r].reshape(n, keys))
     if softmax.joint and not is_known:
-        _shift(parts, repeated[2:], keys, shift)
+        _shift(parts, gates, keys, shift)
     for r in range(len(parts)):
         part = parts[r]
         if not softmax.joint:
-            _shift(parts[r : r + 1], repeated[2 + r : 3 + r], keys, shift)
+            _shift(parts[r : r + 1], gates[r : r + 1], keys, shift)
         for q in range(n):
             for k in range(keys):
                 part[q * keys + k] -= shift[q]
@@ -335,30 +360,9 @@ def _count_closed(masks, bias):
     return count
 
 
-@jit(parallel=True)
-def project(features, matrix, table, masks):
-    """Write the table and the masks of a reference.
-
-    Args:
-        features: (b, C, P).
-        matrix: (C, W), what each pixel is multiplied with, for the table and then for masks.
-        table: (b, P, channels), written.
-        masks: (b, P, M), written.
-    """
-    images, pixels, channels = table.shape
-    strips = (pixels + _STRIP - 1) // _STRIP
-    for task in numba.prange(images * strips):
-        image, first = task // strips, task % strips * _STRIP
-        last = min(first + _STRIP, pixels)
-        of = features[image, :, first:last].T
-        multiply(of, matrix[:, :channels], table[image, first:last])
-        multiply(of, matrix[:, channels:], masks[image, first:last])
-
-
 @jit()
 def _sum_block(
-    queries, softmax, line, first, pixels, scores, columns, repeated, outside, tables, masks, image, into,
-    log_sums,
+    queries, softmax, line, first, pixels, scores, columns, repeated, outside, tables, masks, into, log_sums
 ):  # fmt: skip
     """Write y of Eq. 6 for a block of queries, and return how many keys are open.
 
@@ -368,7 +372,6 @@ def _sum_block(
         pixels: of the query, (n, C).
         columns, repeated: see :func:`_repeat`.
         outside: (R,), gates of references outside of the softmax.
-        image: of the tables and masks.
         into: (n, C), written.
         log_sums: (n,), written: logarithms of what a joint softmax divides by.
     """
@@ -381,15 +384,15 @@ def _sum_block(
     pixel, share = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
     gates, weight, sums = np.ones(number, dtype), np.empty(number, dtype), np.zeros(n, dtype)
     begin, count = np.empty(n + 1, np.int32), 0
-    _take_parts(pixels, scores, repeated, softmax, keys, log_sums, False, parts)
+    _take_parts(pixels, scores[:, 2], repeated[2:], softmax, keys, log_sums, False, parts)
     into[:] = none
     for r in range(references):
-        table = tables[r, image]
+        table = tables[r]
         _offset(pixels, scores[r], offsets)
         _find(queries, line, first, columns, repeated, offsets[0], offsets[1], left, above, across, down)
         _four(queries, left, above, across, down, pixel, share)
         if softmax.masks > 0:
-            _read_masks(masks[r, image], keys, pixel, share, gates)
+            _read_masks(masks[r], keys, pixel, share, gates)
             for i in range(number):
                 gates[i] = one if gates[i] + softmax.bias > none else none
         count += _weigh(softmax, keys, parts[r], repeated[2 + r], outside[r], gates, sums, weight)
@@ -404,23 +407,93 @@ def _sum_block(
 
 
 @jit(parallel=True)
-def sum_keys(queries, softmax, pixels, scores, base, inside, outside, tables, masks, y, log_sums, opened):
+def turn_to_rows(features, rows):
+    """Write features (b, C, P) pixel by pixel: (b, P, C)."""
+    images, _, pixels = features.shape
+    strips = (pixels + _STRIP - 1) // _STRIP
+    for task in numba.prange(images * strips):
+        image, first = task // strips, task % strips * _STRIP
+        last = min(first + _STRIP, pixels)
+        transpose(features[image, :, first:last], rows[image, first:last])
+
+
+@jit(parallel=True)
+def turn_to_features(rows, features):
+    """Write the sum of rows (parts, b, P, C) as features: (b, C, P)."""
+    parts, images, pixels, channels = rows.shape
+    strips = (pixels + _STRIP - 1) // _STRIP
+    for task in numba.prange(images * strips):
+        image, first = task // strips, task % strips * _STRIP
+        last = min(first + _STRIP, pixels)
+        total = rows[0, image, first:last]
+        for part in range(1, parts):
+            more = rows[part, image, first:last]
+            for p in range(last - first):
+                for c in range(channels):
+                    total[p, c] += more[p, c]
+        transpose(total, features[image, :, first:last])
+
+
+@jit()
+def _image(address, image, channels, pixels, like):
+    """Return an image of features (b, C, P), which begin at an address: (C, P)."""
+    return matrix_at(address + image * channels * pixels * like.itemsize, channels, pixels, like)
+
+
+@jit()
+def _lay_out(reference, image, to_table, first, last, table, masks):
+    """Write pixels first .. last - 1 of the table of a reference of an image, (h w, C), and of its masks.
+
+    Args:
+        reference, image: which.
+        to_table: (largest C_l, C + M), what a pixel is multiplied with.
+        first, last: of the pixels.
+        table, masks: written.
+    """
+    pixels, channels = table.shape
+    feature = _image(reference.feature, image, reference.channels, pixels, table)[:, first:last].T
+    matrix = to_table[: reference.channels]
+    multiply(feature, matrix[:, :channels], table[first:last])
+    multiply(feature, matrix[:, channels:], masks[first:last])
+
+
+@jit(parallel=True)
+def sum_keys(
+    queries, softmax, references, pixels, scores, base, inside, outside, tables, masks, y, log_sums, opened
+):  # fmt: skip
     """Write y of Eq. 6: the sums of what is read at all keys, weighted.
 
     Args:
-        queries, softmax, pixels, scores, base, tables, masks: see above.
+        queries, softmax, pixels, scores, base: see above.
+        references: (R, 4) int64, see :class:`Reference`.
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
+        tables, masks: (R, h w, C) and (R, h w, M), overwritten.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
         opened: (tasks,) int64, written: open keys of each block.
     """
     columns, repeated = _repeat(queries, base, inside)
-    for task in numba.prange(len(opened)):
-        line, begin, first, last = _block(queries, task)
-        opened[task] = _sum_block(
-            queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
-            masks, line // queries.h, y[first:last], log_sums[first:last],
-        )  # fmt: skip
+    count, size, channels = tables.shape
+    width, strips, per_image = (
+        channels + masks.shape[2],
+        (size + _STRIP - 1) // _STRIP,
+        len(opened) // queries.images,
+    )
+    to_tables = np.empty((count, references[:, 0].max(), width), y.dtype)
+    for r in range(count):
+        reference = _reference(references, r)
+        transpose(matrix_at(reference.projection, width, reference.channels, y), to_tables[r])
+    for image in range(queries.images):
+        for task in numba.prange(count * strips):
+            r, first = task // strips, task % strips * _STRIP
+            last = min(first + _STRIP, size)
+            _lay_out(_reference(references, r), image, to_tables[r], first, last, tables[r], masks[r])
+        for task in numba.prange(image * per_image, (image + 1) * per_image):
+            line, begin, first, last = _block(queries, task)
+            opened[task] = _sum_block(
+                queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
+                masks, y[first:last], log_sums[first:last],
+            )  # fmt: skip
 
 
 @jit()
@@ -446,11 +519,11 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
         weights: (R, 4), W_off (2 K, C), W_att (K, C), M (masks, C_l) and G (C, C_l) of each reference.
         out: H, (C, C).
         scale: of M.
-        tables, masks: (R, 1, P, C) and (R, 1, P, M), overwritten.
+        tables, masks: (R, P, C) and (R, P, M), overwritten.
         y: b C P numbers, written.
     """
     references, size, keys, dtype = len(weights), len(out), len(base), out.dtype
-    pixels, gates = queries.h * queries.w, masks.shape[3]
+    pixels, gates = queries.h * queries.w, masks.shape[2]
     most = channels[1:].max()
     turned, scores = np.empty((size, size), dtype), np.empty((references, 3, size, keys), dtype)
     values, to_masks = np.empty((references, most, size), dtype), np.empty((references, most, gates), dtype)
@@ -480,9 +553,9 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
             r, first = task // strips, task % strips * _STRIP
             last = min(first + _STRIP, pixels)
             of = _part(features[r + 1], is_turned[r + 1], channels[r + 1], pixels, image, first, last, out)
-            multiply(of, values[r, : channels[r + 1]], tables[r, 0, first:last])
-            multiply(of, to_masks[r, : channels[r + 1]], masks[r, 0, first:last])
-            closed[task] = _count_closed(masks[r, 0, first:last], softmax.bias)
+            multiply(of, values[r, : channels[r + 1]], tables[r, first:last])
+            multiply(of, to_masks[r, : channels[r + 1]], masks[r, first:last])
+            closed[task] = _count_closed(masks[r, first:last], softmax.bias)
         # What is read lies between the masks and 0: where all of these are open, so is every key.
         counted = softmax.masks if softmax.bias <= 0 or closed.sum() > 0 else 0
         found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
@@ -492,7 +565,7 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
             of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
             into, log_sums = np.empty((last - first, size), dtype), np.empty(last - first, dtype)
             opened[task] = _sum_block(
-                queries, found, line, begin, of, scores, columns, repeated, outside, tables, masks, 0, into,
+                queries, found, line, begin, of, scores, columns, repeated, outside, tables, masks, into,
                 log_sums,
             )  # fmt: skip
             if is_turned[0]:
@@ -551,151 +624,211 @@ def _gate(softmax, read, gates, slopes):
 
 @jit()
 def _differentiate_block(
-    queries, softmax, line, first, pixels, scores, columns, repeated, outside, tables, masks, image, grad,
-    log_sums, totals, of_open, offsets, of_found, weights, of_masks, of_inside, of_outside,
+    queries, softmax, line, first, pixels, scores, columns, repeated, r, beyond, table, masks, grad, log_sums,
+    totals, of_open, is_on, of_found, of_table, of_masks, of_inside,
 ):  # fmt: skip
-    """Do what :func:`differentiate` does for a block of queries, which begins at ``first`` of a row."""
-    n, references, dtype = len(grad), len(outside), grad.dtype
-    keys = scores.shape[3]
+    """Do what :func:`differentiate` does for a block of queries and a reference; return dL/d(outside).
+
+    Args:
+        queries, softmax, columns, repeated: as elsewhere.
+        line, first: the row of the block, and its first column.
+        pixels: of the query, (n, C).
+        scores: of the reference, (3, C, K).
+        r, beyond: which it is, and its gate outside of the softmax.
+        table, masks: of the reference and the image, (h w, C) and (h w, M).
+        grad, log_sums, totals: of the block, see :func:`differentiate`.
+        of_open: likewise.
+        is_on: whether more is wanted than the gradients of gates.
+        of_found: (n, 3 K), written: the gradient of what the query is projected to.
+        of_table, of_masks: as table and masks, added to.
+        of_inside: (K,), added to.
+    """
+    n, dtype, keys = len(grad), grad.dtype, scores.shape[2]
     number, none = n * keys, dtype.type(0)
     renormalized = softmax.share < 1
-    parts, shift, sums = np.empty((references, number), dtype), log_sums.copy(), np.empty(n, dtype)
+    parts, offsets = np.empty((1, number), dtype), np.empty((2, number), dtype)
+    shift, sums = log_sums.copy(), np.empty(n, dtype)
     left, above = np.empty(number, np.int32), np.empty(number, np.int32)
     across, down = np.empty(number, dtype), np.empty(number, dtype)
-    pixel, four = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
+    pixel, share, four = (
+        np.empty(4 * number, np.int32),
+        np.empty(4 * number, dtype),
+        np.empty(4 * number, dtype),
+    )
     gates, slopes, read = np.ones(number, dtype), np.zeros(number, dtype), np.zeros(number, dtype)
     product, slope_x, slope_y = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
     mask_slope_x, mask_slope_y = np.zeros(number, dtype), np.zeros(number, dtype)
-    of_x, of_y = np.empty(number, dtype), np.empty(number, dtype)
-    of_switch, of_logit = np.empty(number, dtype), np.empty(number, dtype)
-    _take_parts(pixels, scores, repeated, softmax, keys, shift, True, parts)
-    for r in range(references):
-        table, part, switch, beyond = tables[r, image], parts[r], repeated[2 + r], outside[r]
-        weight, of_mask = weights[r][:number], of_masks[r][:number]
-        _offset(pixels, scores[r], offsets[r])
-        along_x, along_y = offsets[r, 0], offsets[r, 1]
-        _find(queries, line, first, columns, repeated, along_x, along_y, left, above, across, down)
-        _four(queries, left, above, across, down, pixel, four)
-        for q in range(n):
-            multiply_rows(table, pixel, grad[q], 4 * q * keys, 4 * (q + 1) * keys, four)
-        _interpolate(queries, four, left, above, across, down, product, slope_x, slope_y)
-        if softmax.masks > 0:
-            _take_masks(masks[r, image], keys, pixel, four)
-            _interpolate(queries, four, left, above, across, down, read, mask_slope_x, mask_slope_y)
-            _gate(softmax, read, gates, slopes)
-        _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
-        shape = (n, keys)
-        product_of, gate_of = product.reshape(shape), gates.reshape(shape)
-        of_switch_of, of_mask_of = of_switch.reshape(shape), of_mask.reshape(shape)
-        part_of, switch_of = part.reshape(shape), switch[:number].reshape(shape)
-        of_outside[r] = none
-        for q in range(n):
-            total = totals[q]
-            if not softmax.joint:
-                total = none
-                for k in range(keys):
-                    total += product_of[q, k] * gate_of[q, k] * part_of[q, k] * switch_of[q, k]
-                of_outside[r] += total
-            of_all, of_every = (total, softmax.share * total) if renormalized else (none, total)
+    weight, of_mask, of_switch = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
+    switch = repeated[2 + r]
+    _take_parts(pixels, scores[2:], repeated[2 + r : 3 + r], softmax, keys, shift, True, parts)
+    part = parts[0]
+    _offset(pixels, scores, offsets)
+    _find(queries, line, first, columns, repeated, offsets[0], offsets[1], left, above, across, down)
+    _four(queries, left, above, across, down, pixel, share)
+    for q in range(n):
+        multiply_rows(table, pixel, grad[q], 4 * q * keys, 4 * (q + 1) * keys, four)
+    _interpolate(queries, four, left, above, across, down, product, slope_x, slope_y)
+    if softmax.masks > 0:
+        _take_masks(masks, keys, pixel, four)
+        _interpolate(queries, four, left, above, across, down, read, mask_slope_x, mask_slope_y)
+        _gate(softmax, read, gates, slopes)
+    _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
+    shape = (n, keys)
+    product_of, gate_of = product.reshape(shape), gates.reshape(shape)
+    of_switch_of, of_mask_of = of_switch.reshape(shape), of_mask.reshape(shape)
+    part_of, switch_of = part.reshape(shape), switch[:number].reshape(shape)
+    of_outside = none
+    for q in range(n):
+        total = totals[q]
+        if not softmax.joint:
+            total = none
             for k in range(keys):
-                of_switch_of[q, k] = of_every + of_all * gate_of[q, k]
-                of_mask_of[q, k] = of_all
+                total += product_of[q, k] * gate_of[q, k] * part_of[q, k] * switch_of[q, k]
+            of_outside += total
+        of_all, of_every = (total, softmax.share * total) if renormalized else (none, total)
+        for k in range(keys):
+            of_switch_of[q, k] = of_every + of_all * gate_of[q, k]
+            of_mask_of[q, k] = of_all
+    for i in range(number):
+        scaled = part[i] * beyond
+        of_switch[i] = (product[i] * gates[i] - of_switch[i]) * scaled
+        of_mask[i] = ((product[i] - of_mask[i]) * scaled * switch[i] + of_open) * slopes[i]
+    for q in range(n):
+        for k in range(keys):
+            of_inside[k] += of_switch_of[q, k]
+    if not is_on:
+        return of_outside
+    for i in range(number):
+        slope_x[i] *= weight[i]
+        slope_y[i] *= weight[i]
+        of_switch[i] *= switch[i]
+    if softmax.masks > 0:
         for i in range(number):
-            of_x[i], of_y[i] = weight[i] * slope_x[i], weight[i] * slope_y[i]
-            scaled = part[i] * beyond
-            of_switch[i] = (product[i] * gates[i] - of_switch[i]) * scaled
-            of_mask[i] = ((product[i] - of_mask[i]) * scaled * switch[i] + of_open) * slopes[i]
-            of_logit[i] = of_switch[i] * switch[i]
-        if softmax.masks > 0:
-            for i in range(number):
-                of_x[i] += of_mask[i] * mask_slope_x[i]
-                of_y[i] += of_mask[i] * mask_slope_y[i]
-        copy_rows(of_x.reshape(shape), of_found[:, r, 0])
-        copy_rows(of_y.reshape(shape), of_found[:, r, 1])
-        copy_rows(of_logit.reshape(shape), of_found[:, r, 2])
-        within = of_inside[r]
-        within[:] = none
+            slope_x[i] += of_mask[i] * mask_slope_x[i]
+            slope_y[i] += of_mask[i] * mask_slope_y[i]
+    copy_rows(slope_x.reshape(shape), of_found[:, :keys])
+    copy_rows(slope_y.reshape(shape), of_found[:, keys : 2 * keys])
+    copy_rows(of_switch_of, of_found[:, 2 * keys :])
+    if softmax.masks > 0:
+        width, flat, step = softmax.masks, of_masks.reshape(-1), 1 if softmax.masks > 1 else 0
         for q in range(n):
             for k in range(keys):
-                within[k] += of_switch_of[q, k]
+                i, at = q * keys + k, k * step
+                for entry in range(4 * i, 4 * i + 4):
+                    flat[_place(pixel[entry], width, at)] += of_mask[i] * share[entry]
+    begin = np.empty(n + 1, np.int32)
+    _list(keys, pixel, share, weight, begin)
+    for q in range(n):
+        add_to_rows(of_table, pixel, share, begin[q], begin[q + 1], grad[q])
+    return of_outside
+
+
+@jit()
+def _project_gradients(reference, image, of_table, of_masks, of_projection):
+    """Write the gradient of a reference, and add that of its projection.
+
+    Args:
+        reference, image: which.
+        of_table, of_masks: gradients of its table and masks, (h w, C) and (h w, M).
+        of_projection: (C + M, C_l), added to where it has rows.
+    """
+    pixels, channels = of_table.shape
+    projection = matrix_at(reference.projection, channels + of_masks.shape[1], reference.channels, of_table)
+    feature = _image(reference.feature, image, reference.channels, pixels, of_table)
+    turned = np.empty((min(_STRIP, pixels), reference.channels), of_table.dtype)
+    into = _image(reference.of_feature, image, reference.channels, pixels, of_table)
+    for first in range(0, pixels, _STRIP):
+        last = min(first + _STRIP, pixels)
+        after = min(last + _STRIP, pixels)
+        strip, of_values, of_gates = turned[: last - first], of_table[first:last], of_masks[first:last]
+        if reference.of_feature != 0:
+            prefetch(into[:, last:after])
+            multiply(of_values, projection[:channels], strip)
+            add_product(of_gates, projection[channels:], strip)
+            transpose(strip, into[:, first:last])
+        if len(of_projection) > 0:
+            prefetch(feature[:, last:after])
+            transpose(feature[:, first:last], strip)
+            add_product(of_values.T, strip, of_projection[:channels])
+            add_product(of_gates.T, strip, of_projection[channels:])
 
 
 @jit(parallel=True)
 def differentiate(
-    queries, softmax, pixels, scores, base, inside, outside, tables, masks, grad, log_sums, totals, of_open,
-    offsets, of_found, weights, of_masks, of_inside, of_outside,
+    threads, queries, softmax, of_open, on, references, pixels, rows, base, inside, outside, grad, y,
+    log_sums, tables, masks, of_tables, of_masks, of_query, of_scores, of_projections, of_inside, of_outside,
 ):  # fmt: skip
-    """Write the gradients of all that keys are made of, from those of the weighted sums.
+    """Write the gradients of all that a module is made of but H, from those of the weighted sums.
 
     With p the softmax, s the gates in it, m those of the keys, v the values, D = <dL/dy, v>, T = <dL/dy, y>:
-    dL/da = s p (m D - T), dL/ds = p (m D - T), dL/dm = s p D.
+    dL/da = s p (m D - T), dL/ds = p (m D - T), dL/dm = s p D. References do not depend on each other here, so
+    that each is done with while its table, and the gradient of this, stay in a near cache: for an image at a
+    time. What several images or references add to is summed in parts, which do not depend on the threads.
 
     Args:
-        queries, softmax, pixels, scores, base, tables, masks: see above.
+        threads: that work at the same time.
+        queries, softmax, base: see above.
+        of_open: gradient of a key's gate, beside that which it has through y.
+        on: references that are on, from the first; of others there are gradients of gates only.
+        references: (R, 4) int64, see :class:`Reference`.
+        pixels: (Q, C).
+        rows: (R, 3, K, C), what projects them to their keys.
         inside, outside, log_sums: as for :func:`sum_keys`, and as it leaves them.
         grad: dL/dy, (Q, C).
-        totals: (Q,), T, for the joint softmax.
-        of_open: gradient of a key's gate, beside that which it has through y.
-        offsets: (tasks, R, 2, n K), written: of the keys of each block beyond their base.
-        of_found: (Q, R, 3, K), written: the gradient of what the query is projected to.
-        weights, of_masks: (tasks, R, n K), written: what keys weigh, and the gradients of what is read of
-            the masks.
-        of_inside: (tasks, R, K), written: what each block of queries adds to the gradient of s.
-        of_outside: (tasks, R), written: likewise, for the gates outside.
+        y: (Q, C).
+        tables, masks, of_tables, of_masks: (threads, h w, C) and (threads, h w, M), overwritten.
+        of_query: (parts, Q, C), written.
+        of_scores: (chunks of images, R, 3 K, C), added to.
+        of_projections: (chunks, R, C + M, largest C_l), added to; without rows if not wanted.
+        of_inside: (chunks, R, K), added to: the gradient of s.
+        of_outside: (chunks, R), likewise, of the gates outside.
     """
     columns, repeated = _repeat(queries, base, inside)
-    for task in numba.prange(len(of_outside)):
-        line, begin, first, last = _block(queries, task)
-        _differentiate_block(
-            queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
-            masks, line // queries.h, grad[first:last], log_sums[first:last], totals[first:last], of_open,
-            offsets[task], of_found[first:last], weights[task], of_masks[task], of_inside[task],
-            of_outside[task],
-        )  # fmt: skip
-
-
-@jit(parallel=True)
-def scatter(queries, masks, offsets, base, weights, of_masks, grad, of_tables):
-    """Write the gradients of the tables of references, and of their masks behind: (R, b, h w, C + M).
-
-    Each is the work of one thread, so that sums are the same for any number of threads.
-
-    Args:
-        queries, base: see above.
-        masks: M.
-        offsets, weights, of_masks: as :func:`differentiate` leaves them.
-        grad: dL/dy, (Q, C).
-        of_tables: written; there may be fewer references than in the others.
-    """
-    channels, keys, dtype = grad.shape[1], len(base), grad.dtype
-    step, pixels = 1 if masks > 1 else 0, queries.h * queries.w
-    columns, repeated = _repeat(queries, base, np.empty((0, keys), dtype))
-    per_image = queries.h * _blocks(queries)
-    for task in numba.prange(of_tables.shape[0] * queries.images):
-        r, image = task // queries.images, task % queries.images
-        table = of_tables[r, image]
-        of_each, flat = np.zeros(pixels * masks, dtype), table.reshape(-1)
-        flat[:] = 0
-        for block in range(image * per_image, (image + 1) * per_image):
-            line, start, first, last = _block(queries, block)
-            n = last - first
-            left, above = np.empty(n * keys, np.int32), np.empty(n * keys, np.int32)
-            across, down = np.empty(n * keys, dtype), np.empty(n * keys, dtype)
-            pixel, share = np.empty(4 * n * keys, np.int32), np.empty(4 * n * keys, dtype)
-            begin, weight = np.empty(n + 1, np.int32), weights[block, r][: n * keys]
-            along_x, along_y = offsets[block, r, 0], offsets[block, r, 1]
-            _find(queries, line, start, columns, repeated, along_x, along_y, left, above, across, down)
-            _four(queries, left, above, across, down, pixel, share)
-            if masks > 0:
-                of_mask = of_masks[block, r]
-                for q in range(n):
-                    for k in range(keys):
-                        i, at = q * keys + k, k * step
-                        for entry in range(4 * i, 4 * i + 4):
-                            of_each[_place(pixel[entry], masks, at)] += of_mask[i] * share[entry]
-            _list(keys, pixel, share, weight, begin)
-            for q in range(n):
-                add_to_rows(table, pixel, share, begin[q], begin[q + 1], grad[first + q])
-        for p in range(pixels):
-            for k in range(masks):
-                table[p, channels + k] = of_each[p * masks + k]
+    parts, chunks, keys, size = len(of_query), len(of_scores), len(base), queries.h * queries.w
+    channels, width, most = grad.shape[1], grad.shape[1] + masks.shape[2], most_of_block(queries)
+    per_image = count_tasks(queries) // queries.images
+    totals = np.empty(len(grad), grad.dtype)
+    for line in numba.prange(queries.images * queries.h):
+        for q in range(line * queries.w, (line + 1) * queries.w):
+            total = grad.dtype.type(0)
+            for c in range(channels):
+                total += grad[q, c] * y[q, c]
+            totals[q] = total
+    for thread in numba.prange(threads):
+        found, scores = np.empty((most, 3 * keys), grad.dtype), np.empty((3, channels, keys), grad.dtype)
+        table, of_table = tables[thread], of_tables[thread]
+        mask, of_mask = masks[thread], of_masks[thread]
+        for task in range(thread * parts * chunks // threads, (thread + 1) * parts * chunks // threads):
+            part, chunk = task % parts, task // parts
+            for r in range(part, len(references), parts):
+                reference = _reference(references, r)
+                to_table = np.empty((reference.channels, width), grad.dtype)
+                transpose(matrix_at(reference.projection, width, reference.channels, grad), to_table)
+                for i in range(3):
+                    transpose(rows[r, i], scores[i])
+                for image in range(chunk * queries.images // chunks, (chunk + 1) * queries.images // chunks):
+                    for first in range(0, size, _STRIP):
+                        last = min(first + _STRIP, size)
+                        _lay_out(reference, image, to_table, first, last, table, mask)
+                    if r < on:
+                        of_table[:] = 0
+                        of_mask[:] = 0
+                    for block in range(image * per_image, (image + 1) * per_image):
+                        line, begin, first, last = _block(queries, block)
+                        of_found = found[: last - first]
+                        of_outside[chunk, r] += _differentiate_block(
+                            queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, r,
+                            outside[r], table, mask, grad[first:last], log_sums[first:last],
+                            totals[first:last], of_open, r < on, of_found, of_table, of_mask,
+                            of_inside[chunk, r],
+                        )  # fmt: skip
+                        if r == part:
+                            of_query[part, first:last] = 0
+                        if r < on:
+                            add_product(
+                                of_found, rows[r].reshape(3 * keys, channels), of_query[part, first:last]
+                            )
+                            add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
+                    if r < on:
+                        into = of_projections[chunk, r][:, : reference.channels]
+                        _project_gradients(reference, image, of_table, of_mask, into)

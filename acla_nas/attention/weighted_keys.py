@@ -1,6 +1,6 @@
-"""The keys of some query pixels, the weighted sums of what is read there, and the gradients of these.
+"""The weighted sums of what is read at the keys of query pixels, and the gradients of these, on a CPU.
 
-For modules of ACLA on a CPU: the loops are those of :mod:`acla_nas.attention.acla_kernels`.
+Tensors are given to the loops of :mod:`acla_nas.attention.acla_kernels`, and taken from them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from acla_nas.attention import acla_kernels as kernels
+from acla_nas.ops.addresses import addresses
 from acla_nas.ops.jit import share_threads
 from acla_nas.ops.scratch import scratch
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
+_TASKS = 16  # of the backward pass, at least: images, and references where there are fewer images
 SMALL = 1e-6  # part of all keys in the sum that renormalised weights are divided by
 
 
@@ -36,110 +38,140 @@ def softmax_of(module: ACLA, masks: int, number: Any) -> kernels.Softmax:
     return kernels.Softmax(module.softmax == "joint", number(share), masks, *of_gates)
 
 
-def project(features: Tensor, matrix: Tensor, table: Tensor, masks: Tensor) -> None:
-    """Write the table and the masks of a reference.
-
-    Args:
-        features: (b, C, H W).
-        matrix: (C, channels + M), what each pixel is multiplied with.
-        table: (b, H W, channels), written.
-        masks: (b, H W, M), written.
-    """
-    share_threads()
-    arrays = (t.numpy() for t in (features, matrix.contiguous(), table, masks))
-    kernels.project(*arrays)
-
-
-class WeightedKeys:
-    """K keys in each of R references for the Q query pixels of b images.
-
-    They lie in scratch memory: a thread has one of these at a time.
+def sum_keys(
+    module: ACLA,
+    query: Tensor,
+    references: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    rows: Tensor,
+    inside: Tensor,
+    outside: Tensor,
+    y: Tensor,
+    log_sums: Tensor,
+) -> int:
+    """Write y of Eq. 6, and return how many keys are open.
 
     Args:
         module: the attention.
-        query: (b, C, H, W).
-        rows: what projects it to the keys, see :func:`key_rows`.
-        tables: (R, b, H W, C), G x of each reference.
-        masks: (R, b, H W, M), M x.
+        query: (B, C, H, W).
+        references: R x (B, C_l, H, W).
+        projections: R x (C + M, C_l), G and M below it.
+        rows: what projects the query to the keys, see :func:`key_rows`.
         inside, outside: gates, (R, K) within the softmax and (R,) outside of it.
-
-    Attributes:
-        pixels: the query, (Q, C).
+        y: (B, H, W, C), written.
+        log_sums: (B, H, W), written: logarithms of the joint softmax's sums.
     """
+    (batch, channels, height, width), dtype = query.shape, query.dtype
+    count, masks = len(references), len(projections[0]) - channels
+    references, projections = ([t.contiguous() for t in of] for of in (references, projections))
+    places = _places(references, projections, [None] * count)
+    queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
+    number: Any = base.numpy().dtype.type
+    opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
+    share_threads()
+    arrays = (
+        _rows("query", query), rows.mT, base, inside, outside,
+        scratch("tables", dtype, count, height * width, channels),
+        scratch("masks", dtype, count, height * width, masks),
+        y.view(-1, channels), log_sums.view(-1), opened,
+    )  # fmt: skip
+    kernels.sum_keys(
+        queries, softmax_of(module, masks, number), places, *(t.contiguous().numpy() for t in arrays)
+    )
+    return int(opened.sum())
 
-    def __init__(
-        self,
-        module: ACLA,
-        query: Tensor,
-        rows: Tensor,
-        tables: Tensor,
-        masks: Tensor,
-        inside: Tensor,
-        outside: Tensor,
-    ) -> None:
-        batch, _, height, width = query.shape
-        self._tables, self._masks = tables, masks
-        self._queries = kernels.Queries(batch, height, width)
-        self.pixels = query.permute(0, 2, 3, 1).flatten(0, 2)
-        self._scores = rows.mT.contiguous()
-        self._base = module.base.to(query.dtype)
-        self._inside, self._outside = inside.contiguous(), outside.contiguous()
-        number: Any = self._base.numpy().dtype.type
-        self._number = number
-        self._softmax = softmax_of(module, masks.shape[-1], number)
 
-    @property
-    def _arguments(self) -> tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any]:
-        """What both loops over queries are given first."""
-        return (
-            self._queries, self._softmax, self.pixels.numpy(), self._scores.numpy(), self._base.numpy(),
-            self._inside.numpy(), self._outside.numpy(), self._tables.numpy(), self._masks.numpy(),
-        )  # fmt: skip
+def differentiate(
+    module: ACLA,
+    on: int,
+    tensors: Sequence[Tensor],
+    needed: Sequence[bool],
+    of_y: Tensor,
+    y: Tensor,
+    log_sums: Tensor,
+    of_open: float,
+) -> list[Tensor | None]:
+    """Return the gradients of all that y is made of.
 
-    def sum(self, y: Tensor) -> tuple[Tensor, int]:
-        """Write y of Eq. 6 (Q, C); return log sums of a joint softmax (Q,), and how many keys are open."""
-        log_sums = y.new_empty(len(y))
-        opened = np.empty(kernels.count_tasks(self._queries), np.int64)
-        share_threads()
-        kernels.sum_keys(*self._arguments, y.numpy(), log_sums.numpy(), opened)
-        return log_sums, int(opened.sum())
+    Args:
+        module: the attention.
+        on: how many references are on, from the first.
+        tensors: query, rows, inside, outside, R references and R projections, see :func:`sum_keys`.
+        needed: of which of them the gradient is wanted.
+        of_y: dL/dy, (B, C, H, W).
+        y, log_sums: as :func:`sum_keys` writes them.
+        of_open: gradient of a key's gate, beside that which it has through y.
+    """
+    query, rows, inside, outside, *rest = tensors
+    (batch, channels, height, width), dtype, pixels = (
+        query.shape,
+        query.dtype,
+        query.shape[2] * query.shape[3],
+    )
+    every = len(inside)
+    count = every if needed[2] or needed[3] else on
+    references, projections = ([t.contiguous() for t in of[:count]] for of in (rest[:every], rest[every:]))
+    are_needed, are_weights_needed = needed[4 : 4 + every], needed[4 + every :]
+    masks, chunks = len(projections[0]) - channels, min(batch, _TASKS)
+    parts = min(count, -(-_TASKS // chunks))
+    # Of references that are on, each image is written in its turn.
+    of_references = [
+        (torch.empty if r < on else torch.zeros)(x.shape, dtype=dtype) if need else None
+        for r, (x, need) in enumerate(zip(rest, are_needed))
+    ]
+    of_rows = rows.new_zeros(chunks, *rows[:count].shape)
+    most = max(x.shape[1] for x in references)
+    of_projections = query.new_zeros(chunks, count, len(projections[0]) * any(are_weights_needed), most)
+    of_inside, of_outside = inside.new_zeros(chunks, *inside[:count].shape), outside.new_zeros(chunks, count)
+    of_pixels = scratch("gradient of the query", dtype, parts, batch, pixels, channels)
+    threads = share_threads()
+    tables, of_tables = scratch("tables", dtype, 2, threads, pixels, channels)
+    of_keys, of_masks = scratch("masks", dtype, 2, threads, pixels, masks)
+    base = module.base.to(dtype)
+    number: Any = base.numpy().dtype.type
+    queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
+    arrays = (
+        _rows("query", query), rows, base, inside, outside, _rows("gradient", of_y), y.flatten(0, 2),
+        log_sums.flatten(), tables, of_keys, of_tables, of_masks, of_pixels.flatten(1, 2),
+        of_rows.flatten(2, 3), of_projections, of_inside, of_outside,
+    )  # fmt: skip
+    kernels.differentiate(
+        threads, queries, softmax_of(module, masks, number), number(of_open), on,
+        _places(references, projections, of_references), *(t.contiguous().numpy() for t in arrays),
+    )  # fmt: skip
+    of_query = query.new_empty(query.shape)
+    kernels.turn_to_features(of_pixels.numpy(), of_query.flatten(2).numpy())
+    of_each = of_projections.sum(0)
+    of_weights = [
+        of_each[r, :, : rest[r].shape[1]] if need and r < on else None
+        for r, need in enumerate(are_weights_needed)
+    ]
+    of_keys_and_gates = []
+    for of in (of_rows, of_inside, of_outside):
+        found = of.new_zeros(every, *of.shape[2:])
+        found[:count] = of.sum(0)
+        of_keys_and_gates.append(found)
+    return [of_query, *of_keys_and_gates, *of_references, *of_weights]
 
-    def differentiate(
-        self, of_y: Tensor, log_sums: Tensor, totals: Tensor, of_open: float, on: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the gradients of what the keys are made of.
 
-        Args:
-            of_y: dL/dy, (Q, C).
-            log_sums: which :meth:`sum` returned.
-            totals: <dL/dy, y>, (Q,).
-            of_open: gradient of a key's gate, beside that which it has through y.
-            on: references whose tables' gradients are wanted, from the first.
+def _places(
+    references: Sequence[Tensor], projections: Sequence[Tensor], of_references: Sequence[Tensor | None]
+) -> Any:
+    """Return where the arrays of references are, (R, 4) int64: see :class:`kernels.Reference`."""
+    dtype, channels = references[0].dtype, [x.shape[1] for x in references]
+    places = np.empty((len(references), 4), np.int64)
+    places[:, 0] = channels
+    places[:, 1] = addresses(references, [x.numel() for x in references], dtype)
+    places[:, 2] = addresses(projections, [len(projections[0]) * c for c in channels], dtype)
+    places[:, 3] = [0 if x is None else x.data_ptr() for x in of_references[: len(references)]]
+    return places
 
-        Returns:
-            The gradients of the projected query, (Q, R, dx dy a, K), of the tables of those references with
-            their masks behind, (R, b, H W, C + M), and of the gates inside (R, K) and outside (R,).
-        """
-        (references, keys), queries = self._inside.shape, len(self.pixels)
-        tasks, number = kernels.count_tasks(self._queries), kernels.most_of_block(self._queries) * keys
-        dtype = of_y.dtype
-        offsets = scratch("offsets", dtype, tasks, references, 2, number)
-        of_found = scratch("gradients", dtype, queries, references, 3, keys)
-        weights = scratch("weights", dtype, tasks, references, number)
-        of_masks = scratch("gradients of masks", dtype, *weights.shape)
-        *shape, channels = self._tables.shape[1:]
-        of_tables = scratch("gradients of tables", dtype, on, *shape, channels + self._masks.shape[-1])
-        of_inside = of_y.new_empty(tasks, references, keys)
-        of_outside = of_y.new_empty(tasks, references)
-        share_threads()
-        kernels.differentiate(
-            *self._arguments, of_y.numpy(), log_sums.numpy(), totals.numpy(), self._number(of_open),
-            offsets.numpy(), of_found.numpy(), weights.numpy(), of_masks.numpy(), of_inside.numpy(),
-            of_outside.numpy(),
-        )  # fmt: skip
-        if on > 0:
-            kernels.scatter(
-                self._queries, self._softmax.masks, offsets.numpy(), self._base.numpy(), weights.numpy(),
-                of_masks.numpy(), of_y.numpy(), of_tables.numpy(),
-            )  # fmt: skip
-        return of_found, of_tables, of_inside.sum(0), of_outside.sum(0)
+
+def _rows(name: str, features: Tensor) -> Tensor:
+    """Return (B, C, H, W) as (B H W, C): where it has to be written, in scratch memory of this name."""
+    batch, channels, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1)
+    if not rows.is_contiguous():
+        rows = scratch(name, features.dtype, batch, height * width, channels)
+        kernels.turn_to_rows(features.contiguous().flatten(2).numpy(), rows.numpy())
+    return rows.view(-1, channels)

@@ -185,6 +185,30 @@ def copy_rows(typing: Any, numbers: Any, into: Any) -> Any:
     return nothing(numbers, into), build
 
 
+@intrinsic
+def prefetch(typing: Any, numbers: Any) -> Any:
+    """Ask for a matrix (m, n), whose rows are contiguous, to be brought to a near cache."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        loop = Loop(context, builder, signature, arguments)
+        of, byte, number = (
+            matrix(context, builder, signature.args[0], arguments[0]),
+            ir.IntType(8),
+            ir.IntType(32),
+        )
+        arguments = [byte.as_pointer(), number, number, number]
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte.as_pointer()], ir.FunctionType(ir.VoidType(), arguments)
+        )
+        lanes = _VECTOR_BYTES * 8 // signature.args[0].dtype.bitwidth
+        with loop.counted(loop.whole(0), of.rows) as row, loop.counted(loop.whole(0), of.columns, lanes) as c:
+            at = builder.gep(of.data, [builder.add(builder.mul(row, of.row_stride), c)])
+            builder.call(function, [builder.bitcast(at, byte.as_pointer()), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return nothing(numbers), build
+
+
 def nothing(*arguments: Any) -> Any:
     """Return the signature of a function of these arguments that returns nothing."""
     return types.void(*arguments)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from acla_nas.attention import ACLA, acla_training
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention import ACLA, weighted_keys
+from acla_nas.attention.acla import open_key_shares, update_at_once, update_in_steps
 from acla_nas.training.memory import kept_bytes
 from tests.random_weights import randomize
 
@@ -66,14 +66,43 @@ def test_rows_of_several_blocks(monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
-def test_images_in_groups_change_nothing(monkeypatch):
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_how_work_is_shared_changes_nothing(tasks, monkeypatch):
     torch.manual_seed(0)
     module, features = make({})
     expected, expected_gradients = results(module, features, True, monkeypatch)
-    monkeypatch.setattr(acla_training, "_GROUP_KEYS", 1)
+    monkeypatch.setattr(weighted_keys, "_TASKS", tasks)
     actual, gradients = results(module, features, True, monkeypatch)
     for x, y in zip((*actual, *gradients), (*expected, *expected_gradients)):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_nothing_at_all(threads, monkeypatch):
+    torch.manual_seed(0)
+    module, features = make({}, torch.float32)
+    expected = results(module, features, True, monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    actual = results(module, features, True, monkeypatch)
+    assert all(torch.equal(x, y) for a, b in zip(actual, expected) for x, y in zip(a, b))
+
+
+def test_references_of_other_sizes_and_channels_last():
+    """References may have channels of their own, and any memory format; gradients are wanted of some only."""
+    torch.manual_seed(0)
+    module = ACLA(5, 4, reference_channels={"1": 3, "2": 7}, zero_masks=False).double().train()
+    randomize(module, 0.4)
+    query = torch.randn(2, 5, 6, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    first = torch.randn(2, 3, 6, 9, dtype=torch.float64)
+    second = torch.randn(2, 7, 6, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    second.requires_grad_()
+    wanted = [second, module.references["1"].value.weight, module.references["2"].mask.weight]
+    found = []
+    for form in (update_at_once, update_in_steps):
+        update = form(module, query, {"1": first, "2": second}, {}, None)
+        found.append(torch.autograd.grad(update.square().sum(), wanted))
+    for x, y in zip(*found):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
 def test_is_the_same_from_run_to_run(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acla_nas.ops.jit import jit
-from acla_nas.ops.products import multiply
+from acla_nas.ops.products import add_product, multiply
 
 
 @jit()
@@ -14,14 +14,22 @@ def _multiply(a, b, into):
     multiply(a, b, into)
 
 
+@jit()
+def _add_product(a, b, into):
+    add_product(a, b, into)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (6, 3, 16), (5, 7, 4), (13, 20, 23), (48, 64, 80)])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (6, 3, 16), (5, 7, 4), (11, 20, 23), (48, 64, 80)])
 def test_products(m, k, n, dtype, tolerance):
     random = np.random.default_rng(0)
     a, b = (random.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n)))
     into = np.full((m + 2, n), 7, dtype)
     _multiply(a, b, into[1:-1])
     np.testing.assert_allclose(into[1:-1], a @ b, rtol=tolerance, atol=k * tolerance)
+    assert (into[[0, -1]] == 7).all()
+    _add_product(a, b, into[1:-1])
+    np.testing.assert_allclose(into[1:-1], 2 * (a @ b), rtol=tolerance, atol=2 * k * tolerance)
     assert (into[[0, -1]] == 7).all()
 
 
