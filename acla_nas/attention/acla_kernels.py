@@ -407,17 +407,6 @@ def _sum_block(
 
 
 @jit(parallel=True)
-def turn_to_rows(features, rows):
-    """Write features (b, C, P) pixel by pixel: (b, P, C)."""
-    images, _, pixels = features.shape
-    strips = (pixels + _STRIP - 1) // _STRIP
-    for task in numba.prange(images * strips):
-        image, first = task // strips, task % strips * _STRIP
-        last = min(first + _STRIP, pixels)
-        transpose(features[image, :, first:last], rows[image, first:last])
-
-
-@jit(parallel=True)
 def turn_to_features(rows, features):
     """Write the sum of rows (parts, b, P, C) as features: (b, C, P)."""
     parts, images, pixels, channels = rows.shape
@@ -474,11 +463,8 @@ def sum_keys(
     """
     columns, repeated = _repeat(queries, base, inside)
     count, size, channels = tables.shape
-    width, strips, per_image = (
-        channels + masks.shape[2],
-        (size + _STRIP - 1) // _STRIP,
-        len(opened) // queries.images,
-    )
+    width, strips = channels + masks.shape[2], (size + _STRIP - 1) // _STRIP
+    per_image = len(opened) // queries.images
     to_tables = np.empty((count, references[:, 0].max(), width), y.dtype)
     for r in range(count):
         reference = _reference(references, r)
@@ -499,10 +485,9 @@ def sum_keys(
 @jit()
 def _part(address, is_turned, channels, pixels, image, first, last, like):
     """Return pixels first .. last - 1 of an image, (last - first, C), of features (b, C, P) or (b, P, C)."""
-    start = address + image * channels * pixels * like.itemsize
     if is_turned:
-        return matrix_at(start, pixels, channels, like)[first:last, 0:channels]
-    return matrix_at(start, channels, pixels, like)[0:channels, first:last].T
+        return _image(address, image, pixels, channels, like)[first:last, 0:channels]
+    return _image(address, image, channels, pixels, like)[0:channels, first:last].T
 
 
 @jit(parallel=True)
@@ -778,7 +763,7 @@ def differentiate(
         y: (Q, C).
         tables, masks, of_tables, of_masks: (threads, h w, C) and (threads, h w, M), overwritten.
         of_query: (parts, Q, C), written.
-        of_scores: (chunks of images, R, 3 K, C), added to.
+        of_scores: (chunks of images, R, 3 K, C), added to; without rows if not wanted.
         of_projections: (chunks, R, C + M, largest C_l), added to; without rows if not wanted.
         of_inside: (chunks, R, K), added to: the gradient of s.
         of_outside: (chunks, R), likewise, of the gates outside.
@@ -828,7 +813,8 @@ def differentiate(
                             add_product(
                                 of_found, rows[r].reshape(3 * keys, channels), of_query[part, first:last]
                             )
-                            add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
+                            if of_scores.shape[2] > 0:
+                                add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
                     if r < on:
                         into = of_projections[chunk, r][:, : reference.channels]
                         _project_gradients(reference, image, of_table, of_mask, into)

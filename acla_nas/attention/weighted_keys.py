@@ -15,6 +15,7 @@ from torch import Tensor
 from acla_nas.attention import acla_kernels as kernels
 from acla_nas.ops.addresses import addresses
 from acla_nas.ops.jit import share_threads
+from acla_nas.ops.kernels import lay_out
 from acla_nas.ops.scratch import scratch
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def sum_keys(
     (batch, channels, height, width), dtype = query.shape, query.dtype
     count, masks = len(references), len(projections[0]) - channels
     references, projections = ([t.contiguous() for t in of] for of in (references, projections))
-    places = _places(references, projections, [None] * count)
+    places = _places(references, projections, [None] * count, batch * height * width)
     queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
@@ -103,12 +104,8 @@ def differentiate(
         of_open: gradient of a key's gate, beside that which it has through y.
     """
     query, rows, inside, outside, *rest = tensors
-    (batch, channels, height, width), dtype, pixels = (
-        query.shape,
-        query.dtype,
-        query.shape[2] * query.shape[3],
-    )
-    every = len(inside)
+    (batch, channels, height, width), dtype = query.shape, query.dtype
+    pixels, every = height * width, len(inside)
     count = every if needed[2] or needed[3] else on
     references, projections = ([t.contiguous() for t in of[:count]] for of in (rest[:every], rest[every:]))
     are_needed, are_weights_needed = needed[4 : 4 + every], needed[4 + every :]
@@ -119,25 +116,26 @@ def differentiate(
         (torch.empty if r < on else torch.zeros)(x.shape, dtype=dtype) if need else None
         for r, (x, need) in enumerate(zip(rest, are_needed))
     ]
-    of_rows = rows.new_zeros(chunks, *rows[:count].shape)
+    of_scores = rows.new_zeros(chunks, count, 3 * module.num_keys * needed[1], channels)
     most = max(x.shape[1] for x in references)
     of_projections = query.new_zeros(chunks, count, len(projections[0]) * any(are_weights_needed), most)
     of_inside, of_outside = inside.new_zeros(chunks, *inside[:count].shape), outside.new_zeros(chunks, count)
     of_pixels = scratch("gradient of the query", dtype, parts, batch, pixels, channels)
     threads = share_threads()
     tables, of_tables = scratch("tables", dtype, 2, threads, pixels, channels)
-    of_keys, of_masks = scratch("masks", dtype, 2, threads, pixels, masks)
+    mask_values, of_masks = scratch("masks", dtype, 2, threads, pixels, masks)
     base = module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
     arrays = (
         _rows("query", query), rows, base, inside, outside, _rows("gradient", of_y), y.flatten(0, 2),
-        log_sums.flatten(), tables, of_keys, of_tables, of_masks, of_pixels.flatten(1, 2),
-        of_rows.flatten(2, 3), of_projections, of_inside, of_outside,
+        log_sums.flatten(), tables, mask_values, of_tables, of_masks, of_pixels.flatten(1, 2),
+        of_scores, of_projections, of_inside, of_outside,
     )  # fmt: skip
     kernels.differentiate(
         threads, queries, softmax_of(module, masks, number), number(of_open), on,
-        _places(references, projections, of_references), *(t.contiguous().numpy() for t in arrays),
+        _places(references, projections, of_references, batch * pixels),
+        *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     of_query = query.new_empty(query.shape)
     kernels.turn_to_features(of_pixels.numpy(), of_query.flatten(2).numpy())
@@ -146,22 +144,29 @@ def differentiate(
         of_each[r, :, : rest[r].shape[1]] if need and r < on else None
         for r, need in enumerate(are_weights_needed)
     ]
-    of_keys_and_gates = []
-    for of in (of_rows, of_inside, of_outside):
-        found = of.new_zeros(every, *of.shape[2:])
-        found[:count] = of.sum(0)
-        of_keys_and_gates.append(found)
-    return [of_query, *of_keys_and_gates, *of_references, *of_weights]
+    of_rows, of_gates, of_outer = (
+        _with_others(of.sum(0), every) for of in (of_scores, of_inside, of_outside)
+    )
+    of_keys = of_rows.view_as(rows) if needed[1] else None
+    return [of_query, of_keys, of_gates, of_outer, *of_references, *of_weights]
+
+
+def _with_others(gradients: Tensor, every: int) -> Tensor:
+    """Return the gradients of the first references with zeros for the others: (every, ..)."""
+    return torch.cat((gradients, gradients.new_zeros(every - len(gradients), *gradients.shape[1:])))
 
 
 def _places(
-    references: Sequence[Tensor], projections: Sequence[Tensor], of_references: Sequence[Tensor | None]
+    references: Sequence[Tensor],
+    projections: Sequence[Tensor],
+    of_references: Sequence[Tensor | None],
+    pixels: int,
 ) -> Any:
-    """Return where the arrays of references are, (R, 4) int64: see :class:`kernels.Reference`."""
+    """Return where the arrays of references of so many pixels are: (R, 4), see :class:`kernels.Reference`."""
     dtype, channels = references[0].dtype, [x.shape[1] for x in references]
     places = np.empty((len(references), 4), np.int64)
     places[:, 0] = channels
-    places[:, 1] = addresses(references, [x.numel() for x in references], dtype)
+    places[:, 1] = addresses(references, [c * pixels for c in channels], dtype)
     places[:, 2] = addresses(projections, [len(projections[0]) * c for c in channels], dtype)
     places[:, 3] = [0 if x is None else x.data_ptr() for x in of_references[: len(references)]]
     return places
@@ -173,5 +178,5 @@ def _rows(name: str, features: Tensor) -> Tensor:
     rows = features.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
         rows = scratch(name, features.dtype, batch, height * width, channels)
-        kernels.turn_to_rows(features.contiguous().flatten(2).numpy(), rows.numpy())
+        lay_out(features.flatten(2).numpy(), rows.numpy())
     return rows.view(-1, channels)

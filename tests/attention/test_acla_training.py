@@ -105,6 +105,17 @@ def test_references_of_other_sizes_and_channels_last():
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
+def test_frozen_weights_leave_the_gradients_of_features():
+    torch.manual_seed(0)
+    module, features = make({})
+    found = []
+    for frozen in (False, True):
+        module.requires_grad_(not frozen)
+        update = module(features["3"], features)
+        found.append(torch.autograd.grad(update.square().sum(), list(features.values())))
+    assert all(torch.equal(x, y) for x, y in zip(*found))
+
+
 def test_is_the_same_from_run_to_run(monkeypatch):
     torch.manual_seed(0)
     module, features = make({}, torch.float32)

@@ -20,7 +20,9 @@ def _add_product(a, b, into):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (6, 3, 16), (5, 7, 4), (11, 20, 23), (48, 64, 80)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 1), (6, 3, 16), (5, 7, 4), (11, 20, 23), (13, 20, 23), (48, 64, 80)]
+)
 def test_products(m, k, n, dtype, tolerance):
     random = np.random.default_rng(0)
     a, b = (random.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n)))
