@@ -29,6 +29,13 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """Seed what several tests share as well: it is made before the first of them, whichever that is."""
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def unchanged_registries() -> Iterator[None]:
     """What a test registers must not be there for those that follow."""

@@ -145,9 +145,11 @@ def test_colours_by_a_network_for_luma(grey_model):
     restorer = Restorer(grey_model)
     restored = restorer(colours)
     luma_in = np.round(luma(colours)).astype(np.uint8)
-    assert np.abs(luma(restored) - restorer(luma_in)).max() <= 1.5
-    shift = restored.astype(int) - colours
-    assert np.ptp(shift, axis=2).max() <= 1 and np.abs(shift).max() > 1
+    inside = ((restored > 0) & (restored < 255)).all(2)  # colours at an end of the range are cut off there
+    assert inside.mean() > 0.2
+    assert np.abs(luma(restored) - restorer(luma_in))[inside].max() <= 1.5
+    shift = (restored.astype(int) - colours)[inside]
+    assert np.ptp(shift, axis=1).max() <= 1 and np.abs(shift).max() > 1
 
 
 def test_sixteen_bits_are_not_eight(run_folder):
