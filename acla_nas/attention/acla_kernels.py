@@ -191,12 +191,14 @@ def _exponentiate(x):
     for i in range(len(x)):
         exponent = lowest if x[i] < lowest else highest if x[i] > highest else x[i]
         power = np.floor(exponent * dtype(_LOG2_E) + half)
-        f = exponent - power * dtype(_LN_2)  # in -0.35 .. 0.35, where the series needs 12 terms
-        e = dtype(1 / 479001600) * f + dtype(1 / 39916800)
-        e = e * f + dtype(1 / 3628800)
-        e = e * f + dtype(1 / 362880)
-        e = e * f + dtype(1 / 40320)
-        e = e * f + dtype(1 / 5040)
+        f = exponent - power * dtype(_LN_2)  # in -0.35 .. 0.35
+        e = dtype(1 / 5040)
+        if x.itemsize > 4:  # where the series needs 12 terms, not 7
+            e = dtype(1 / 479001600) * f + dtype(1 / 39916800)
+            e = e * f + dtype(1 / 3628800)
+            e = e * f + dtype(1 / 362880)
+            e = e * f + dtype(1 / 40320)
+            e = e * f + dtype(1 / 5040)
         e = e * f + dtype(1 / 720)
         e = e * f + dtype(1 / 120)
         e = e * f + dtype(1 / 24)
