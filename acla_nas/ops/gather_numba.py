@@ -19,7 +19,7 @@ from acla_nas.ops.kernels import Part, differentiate, lay_out, list_rows, transp
 from acla_nas.ops.scratch import scratch
 
 _STRIP_KEYS = 1 << 17  # keys worked on at a time, whatever the threads, so that sums are the same
-_TABLE_BYTES = 1 << 24  # of a map laid out for reading, unless a strip's keys reach farther
+_TABLE_BYTES = 1 << 24  # of a map laid out as a whole; queries of larger ones read about as much at a time
 _MOST = 1 << 28  # pixels of all images and keys of a strip are fewer, so that their numbers fit into 32 bits
 
 
@@ -35,13 +35,12 @@ def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tenso
     compute = _dtype(values, offsets)
     offsets, weights = offsets.to(compute).contiguous(), weights.to(compute).contiguous()
     out = offsets.new_empty(batch, height, width, values[0].shape[1])
-    parts = _parts(offsets)
+    parts = _parts(offsets, values)
     lists, table = Lists(_most_queries(parts, width), keys, compute), Table(compute)
     for images, strips in parts:
         for r in range(references):
-            table.load(values[r][images])
+            table.load(values[r][images], offsets[images, r], strips)
             for rows in strips:
-                table.hold(offsets[images, r], rows)
                 _fill(lists, _part(images, rows, table, offsets), offsets, weights, r)
                 sums = lists.sum(table.rows).view(-1, rows.stop - rows.start, width, out.shape[-1])
                 if r == 0:
@@ -62,14 +61,13 @@ def backward(
     grad = grad.permute(0, 2, 3, 1)
     of_offsets, of_weights = torch.empty_like(offsets), torch.empty_like(weights)
     of_values: list[Tensor | None] = []
-    parts = _parts(offsets)
+    parts = _parts(offsets, values)
     lists, table = Lists(_most_queries(parts, offsets.shape[-1]), offsets.shape[2], compute), Table(compute)
     for r, (value, needs_value) in enumerate(zip(values, needs_values)):
         total = Total(value, compute, len(parts) * len(parts[0][1])) if needs_value else None
         for images, strips in parts:
-            table.load(value[images])
+            table.load(value[images], offsets[images, r], strips)
             for rows in strips:
-                table.hold(offsets[images, r], rows)
                 part = _part(images, rows, table, offsets)
                 of_sums = grad[images, rows].to(compute).contiguous()
                 if total is not None:
@@ -93,17 +91,28 @@ def _dtype(values: Sequence[Tensor], offsets: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(values[0].dtype, offsets.dtype), torch.float32)
 
 
-def _parts(offsets: Tensor) -> list[tuple[slice, list[slice]]]:
-    """Return images, and strips of rows, that are worked on together."""
+def _parts(offsets: Tensor, values: Sequence[Tensor]) -> list[tuple[slice, list[slice]]]:
+    """Return images, and strips of rows, one reference of which is read after the other.
+
+    Those of a large image are some of its rows, whose sums and whose table fit into a cache together.
+    """
     batch, _, keys, _, height, width = offsets.shape
     images = max(1, _STRIP_KEYS // (keys * width * height))
     rows = max(1, _STRIP_KEYS // (keys * width))
     strips = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
-    return [(slice(i, min(i + images, batch)), strips) for i in range(0, batch, images)]
+    together = len(strips)
+    largest = max(value[0].numel() * _dtype(values, offsets).itemsize for value in values)
+    if images == 1 and largest > _TABLE_BYTES:
+        together = max(1, 3 * len(strips) * _TABLE_BYTES // (4 * largest))
+    return [
+        (slice(i, min(i + images, batch)), strips[first : first + together])
+        for i in range(0, batch, images)
+        for first in range(0, len(strips), together)
+    ]
 
 
 class Table:
-    """Value maps (b, C, h, w), a pixel a row: all lines of them, or a window of lines of one large map.
+    """Value maps (b, C, h, w), a pixel a row: all lines of them, or those of one large map that are read.
 
     Args:
         dtype: of the rows.
@@ -117,23 +126,24 @@ class Table:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
-    def load(self, maps: Tensor) -> None:
-        """Take other maps, in place of those before."""
-        self._pixels = maps.permute(0, 2, 3, 1)
-        images, height, width, channels = self._pixels.shape
-        self.size = (height, width)
-        if maps.dtype == self._dtype and self._pixels.is_contiguous():
-            self.first, self.lines = 0, height
-            self.rows = self._pixels.reshape(-1, channels)
-            return
-        fitting = _TABLE_BYTES // (width * channels * self._dtype.itemsize)
-        self._lay_out(0, height if images > 1 else max(1, min(height, fitting)))
+    def load(self, maps: Tensor, offsets: Tensor, strips: Sequence[slice]) -> None:
+        """Take other maps, in place of those before.
 
-    def _lay_out(self, first: int, lines: int) -> None:
-        images, height, width, channels = self._pixels.shape
-        self.first, self.lines = min(first, height - lines), lines
-        into = scratch("table", self._dtype, images, lines, width, channels)
-        pixels = self._pixels[:, self.first : self.first + lines]
+        Args:
+            maps: that are read.
+            offsets: (b, K, 2, H, W), of the queries that read them.
+            strips: rows of queries, no others read.
+        """
+        pixels = maps.permute(0, 2, 3, 1)
+        images, height, width, channels = pixels.shape
+        self.size, self.first, self.lines = (height, width), 0, height
+        if maps.dtype == self._dtype and pixels.is_contiguous():
+            self.rows = pixels.reshape(-1, channels)
+            return
+        if images == 1 and maps.numel() * self._dtype.itemsize > _TABLE_BYTES:
+            self._choose(offsets, slice(strips[0].start, strips[-1].stop))
+        into = scratch("table", self._dtype, images, self.lines, width, channels)
+        pixels = pixels[:, self.first : self.first + self.lines]
         self.rows = into.view(-1, channels)
         if pixels.dtype == self._dtype and pixels[0, :, :, 0].is_contiguous():
             share_threads()
@@ -141,29 +151,16 @@ class Table:
         else:
             into.copy_(pixels)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether all lines are there."""
-        return self.lines == self.size[0]
-
-    def hold(self, offsets: Tensor, rows: slice) -> None:
-        """Make sure that all lines are there that are read by the queries in these rows.
-
-        Args:
-            offsets: (b, K, 2, H, W).
-            rows: of the queries.
-        """
-        if self.is_whole:
-            return
+    def _choose(self, offsets: Tensor, rows: slice) -> None:
+        """Choose the lines that are read by the queries in these rows."""
         height, scale = self.size[0], self.size[0] / offsets.shape[-2]
         least, most = (float(y) for y in offsets[:, :, 1, rows].aminmax())
+        if not math.isfinite(least + most):
+            return
         first = math.floor((rows.start + 0.5 + least) * scale - 0.5)
         last = math.floor((rows.stop - 0.5 + most) * scale - 0.5) + 1
-        if not math.isfinite(least + most):
-            first, last = 0, height
         first, last = min(max(first, 0), height - 1), min(max(last, 0), height - 1)
-        if first < self.first or last >= self.first + self.lines:
-            self._lay_out(first, max(self.lines, last + 1 - first))
+        self.first, self.lines = first, last + 1 - first
 
 
 class Lists:

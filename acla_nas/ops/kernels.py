@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from acla_nas.ops.jit import jit
+from acla_nas.ops.vectors import prefetch
 
 BLOCK = 32  # queries of a row worked on together: what belongs to them stays in the nearest cache
 _TILE = 64  # pixels, and channels, that are turned round together
@@ -56,6 +57,7 @@ def lay_out(maps, table):
         tile = np.empty((_TILE, _TILE), table.dtype)
         for start in range(0, channels, _TILE):
             end = min(start + _TILE, channels)
+            prefetch(maps[image, start:end, last : min(last + _TILE, pixels)])
             for c in range(start, end):
                 line, into = maps[image, c, first:last], tile[c - start]
                 for x in range(last - first):
