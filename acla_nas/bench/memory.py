@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _PROCESS_STATUS = Path("/proc/self/status")
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def can_measure() -> bool:
@@ -44,4 +44,4 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_TRIM_THRESHOLD, -1)  # never
-        mallopt(_MMAP_MAX, 0)  # blocks that are mapped for themselves, and given back when freed
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # bytes, the most that it takes

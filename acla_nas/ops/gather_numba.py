@@ -142,7 +142,9 @@ class Table:
             return
         if images == 1 and maps.numel() * self._dtype.itemsize > _TABLE_BYTES:
             self._choose(offsets, slice(strips[0].start, strips[-1].stop))
-        into = scratch("table", self._dtype, images, self.lines, width, channels)
+        shape = (images, self.lines, width, channels)
+        least = _TABLE_BYTES // self._dtype.itemsize  # lest it grows from part to part
+        into = scratch("table", self._dtype, max(math.prod(shape), least))[: math.prod(shape)].view(shape)
         pixels = pixels[:, self.first : self.first + self.lines]
         self.rows = into.view(-1, channels)
         if pixels.dtype == self._dtype and pixels[0, :, :, 0].is_contiguous():
