@@ -10,7 +10,7 @@ one simple loop after the other, which compilers make fast; what belongs to them
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -18,12 +18,13 @@ import numpy as np
 from acla_nas.ops.addresses import matrix_at
 from acla_nas.ops.jit import jit
 from acla_nas.ops.products import add_product, multiply
-from acla_nas.ops.rows import add_rows, add_to_rows, multiply_rows
+from acla_nas.ops.rows import add_rows, add_to_cells, multiply_rows
 from acla_nas.ops.transposition import transpose
 from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two, prefetch
 
 _STRIP = 48  # pixels projected together: they stay in the nearest cache
 FORWARD, BACKWARD = 24, 48  # queries worked on together: for all references, and for one (measured)
+_SORTED = 192  # queries whose keys are sorted together: many lie between the same pixels (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 _LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
@@ -76,6 +77,22 @@ class Reference(NamedTuple):
     feature: int
     projection: int
     of_feature: int
+
+
+class Keys(NamedTuple):
+    """The keys of n queries that follow each other: between which pixels they lie, and what they weigh.
+
+    Attributes:
+        pixel: (4 n K,) int32, the four around each.
+        share: (4 n K,), of each of these in what is read at the key, times the weight of it.
+        weight: (n K,).
+        cell: (n K,) int32, the same number for those between the same pixels.
+    """
+
+    pixel: Any
+    share: Any
+    weight: Any
+    cell: Any
 
 
 @jit()
@@ -612,9 +629,11 @@ def _gate(softmax, read, gates, slopes):
 @jit()
 def _differentiate_block(
     queries, softmax, line, first, pixels, scores, columns, repeated, r, beyond, table, masks, grad, log_sums,
-    totals, of_open, is_on, of_found, of_table, of_masks, of_inside,
+    totals, of_open, is_on, of_found, of_masks, of_inside, into,
 ):  # fmt: skip
     """Do what :func:`differentiate` does for a block of queries and a reference; return dL/d(outside).
+
+    But for the gradient of the table: :func:`_add_to_table` takes it from the keys.
 
     Args:
         queries, softmax, columns, repeated: as elsewhere.
@@ -627,9 +646,11 @@ def _differentiate_block(
         of_open: likewise.
         is_on: whether more is wanted than the gradients of gates.
         of_found: (n, 3 K), written: the gradient of what the query is projected to.
-        of_table, of_masks: as table and masks, added to.
+        of_masks: as masks, added to.
         of_inside: (K,), added to.
+        into: :class:`Keys`, written.
     """
+    pixel, share, weight, cell = into
     n, dtype, keys = len(grad), grad.dtype, scores.shape[2]
     number, none = n * keys, dtype.type(0)
     renormalized = softmax.share < 1
@@ -637,15 +658,11 @@ def _differentiate_block(
     shift, sums = log_sums.copy(), np.empty(n, dtype)
     left, above = np.empty(number, np.int32), np.empty(number, np.int32)
     across, down = np.empty(number, dtype), np.empty(number, dtype)
-    pixel, share, four = (
-        np.empty(4 * number, np.int32),
-        np.empty(4 * number, dtype),
-        np.empty(4 * number, dtype),
-    )
+    four = np.empty(4 * number, dtype)
     gates, slopes, read = np.ones(number, dtype), np.zeros(number, dtype), np.zeros(number, dtype)
     product, slope_x, slope_y = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
     mask_slope_x, mask_slope_y = np.zeros(number, dtype), np.zeros(number, dtype)
-    weight, of_mask, of_switch = np.empty(number, dtype), np.empty(number, dtype), np.empty(number, dtype)
+    of_mask, of_switch = np.empty(number, dtype), np.empty(number, dtype)
     switch = repeated[2 + r]
     _take_parts(pixels, scores[2:], repeated[2 + r : 3 + r], softmax, keys, shift, True, parts)
     part = parts[0]
@@ -703,11 +720,63 @@ def _differentiate_block(
                 i, at = q * keys + k, k * step
                 for entry in range(4 * i, 4 * i + 4):
                     flat[_place(pixel[entry], width, at)] += of_mask[i] * share[entry]
-    begin = np.empty(n + 1, np.int32)
-    _list(keys, pixel, share, weight, begin)
-    for q in range(n):
-        add_to_rows(of_table, pixel, share, begin[q], begin[q + 1], grad[q])
+    before = np.int32(-1)
+    right, bottom, cells = np.int32(queries.w - 1), np.int32(queries.h - 1), np.int32(queries.w + 1)
+    for i in range(number):
+        x, y = min(max(left[i], before), right), min(max(above[i], before), bottom)
+        cell[i] = y * cells + x
+        share[4 * i] *= weight[i]
+        share[4 * i + 1] *= weight[i]
+        share[4 * i + 2] *= weight[i]
+        share[4 * i + 3] *= weight[i]
     return of_outside
+
+
+@jit()
+def _add_to_table(keys, order, runs, owner, grad, of_table):
+    """Add to the gradient of a table what the keys of some queries give.
+
+    They are sorted by the pixels that they lie between: what several add to these is summed in registers.
+
+    Args:
+        keys: of the queries.
+        order, runs: (n K,) and (n K + 1,) int32 or more, overwritten.
+        owner: (n K or more,) int32, which of the queries has a key.
+        grad: of these, (n, C).
+        of_table: (h w, C), added to.
+    """
+    cell, weight, one, none = keys.cell, keys.weight, np.int32(1), grad.dtype.type(0)
+    lowest, highest = cell[0], cell[0]
+    for i in range(len(cell)):
+        lowest, highest = min(lowest, cell[i]), max(highest, cell[i])
+    cells = np.int32(highest - lowest + one)
+    for i in range(len(cell)):  # those that weigh nothing come last, and are left out
+        cell[i] = cell[i] - lowest if weight[i] != none else cells
+    end, at = np.zeros(cells + 1, np.int32), np.int32(0)
+    for i in range(len(cell)):
+        end[np.uintp(cell[i])] += one
+    for c in range(len(end)):
+        count = end[c]
+        end[c] = at
+        at += count
+    for i in range(len(cell)):
+        c = np.uintp(cell[i])
+        order[np.uintp(end[c])] = i
+        end[c] += one
+    count, last = 0, np.int32(0)
+    runs[0] = last
+    for c in range(cells):
+        count += end[c] != last
+        last = end[c]
+        runs[np.uintp(count)] = last
+    add_to_cells(of_table, runs[: count + 1], order, owner, keys.pixel, keys.share, grad)
+
+
+@jit()
+def _keys_of(keys, each, first, last):
+    """Return the keys of some of the queries, which have so many each."""
+    i, j = first * each, last * each
+    return Keys(keys.pixel[4 * i : 4 * j], keys.share[4 * i : 4 * j], keys.weight[i:j], keys.cell[i:j])
 
 
 @jit()
@@ -774,6 +843,8 @@ def differentiate(
     parts, chunks, keys, size = len(of_query), len(of_scores), len(base), queries.h * queries.w
     channels, width, most = grad.shape[1], grad.shape[1] + masks.shape[2], most_of_block(queries)
     per_image = count_tasks(queries) // queries.images
+    together = max(1, _SORTED // most)
+    owner = (np.arange(together * most * keys) // keys).astype(np.int32)
     totals = np.empty(len(grad), grad.dtype)
     for line in numba.prange(queries.images * queries.h):
         for q in range(line * queries.w, (line + 1) * queries.w):
@@ -783,6 +854,14 @@ def differentiate(
             totals[q] = total
     for thread in numba.prange(threads):
         found, scores = np.empty((most, 3 * keys), grad.dtype), np.empty((3, channels, keys), grad.dtype)
+        number = together * most * keys
+        every = Keys(
+            np.empty(4 * number, np.int32),
+            np.empty(4 * number, grad.dtype),
+            np.empty(number, grad.dtype),
+            np.empty(number, np.int32),
+        )
+        order, runs = np.empty(number, np.int32), np.empty(number + 1, np.int32)
         table, of_table = tables[thread], of_tables[thread]
         mask, of_mask = masks[thread], of_masks[thread]
         for task in range(thread * parts * chunks // threads, (thread + 1) * parts * chunks // threads):
@@ -800,23 +879,29 @@ def differentiate(
                     if r < on:
                         of_table[:] = 0
                         of_mask[:] = 0
-                    for block in range(image * per_image, (image + 1) * per_image):
-                        line, begin, first, last = _block(queries, block)
-                        of_found = found[: last - first]
-                        of_outside[chunk, r] += _differentiate_block(
-                            queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, r,
-                            outside[r], table, mask, grad[first:last], log_sums[first:last],
-                            totals[first:last], of_open, r < on, of_found, of_table, of_mask,
-                            of_inside[chunk, r],
-                        )  # fmt: skip
-                        if r == part:
-                            of_query[part, first:last] = 0
+                    for start in range(image * per_image, (image + 1) * per_image, together):
+                        stop = min(start + together, (image + 1) * per_image)
+                        whole = _block(queries, start)[2]
+                        for block in range(start, stop):
+                            line, begin, first, last = _block(queries, block)
+                            of_found = found[: last - first]
+                            of_outside[chunk, r] += _differentiate_block(
+                                queries, softmax, line, begin, pixels[first:last], scores, columns, repeated,
+                                r, outside[r], table, mask, grad[first:last], log_sums[first:last],
+                                totals[first:last], of_open, r < on, of_found, of_mask, of_inside[chunk, r],
+                                _keys_of(every, keys, first - whole, last - whole),
+                            )  # fmt: skip
+                            if r == part:
+                                of_query[part, first:last] = 0
+                            if r < on:
+                                add_product(
+                                    of_found, rows[r].reshape(3 * keys, channels), of_query[part, first:last]
+                                )
+                                if of_scores.shape[2] > 0:
+                                    add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
                         if r < on:
-                            add_product(
-                                of_found, rows[r].reshape(3 * keys, channels), of_query[part, first:last]
-                            )
-                            if of_scores.shape[2] > 0:
-                                add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
+                            of = _keys_of(every, keys, 0, last - whole)
+                            _add_to_table(of, order, runs, owner, grad[whole:last], of_table)
                     if r < on:
                         into = of_projections[chunk, r][:, : reference.channels]
                         _project_gradients(reference, image, of_table, of_mask, into)

@@ -54,34 +54,59 @@ def add_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, last:
 
 
 @intrinsic
-def add_to_rows(typing: Any, table: Any, index: Any, factor: Any, first: Any, last: Any, given: Any) -> Any:
-    """Add (C,) times their factors to the rows of a table that entries first .. last - 1 name, in order.
+def add_to_cells(
+    typing: Any, table: Any, runs: Any, order: Any, row: Any, index: Any, factor: Any, given: Any
+) -> Any:  # fmt: skip
+    """Add rows of a matrix, times their factors, to four rows of a table each.
+
+    Entries that name the same four rows follow each other: what they add is summed before it is added.
 
     Args:
-        table: (P, at least C), added to.
-        index, factor: of each entry, int32 and a number.
-        first, last: of the entries.
-        given: (C,).
+        table: (P, C), added to.
+        runs: (m + 1,), where in the order the entries of the same rows of the table begin.
+        order: of entries.
+        row: of each entry, which of the rows that are given it adds.
+        index, factor: four of each entry, of rows of the table, and numbers.
+        given: (n, C).
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loop = Loop(context, builder, signature, arguments)
-        table, index, factor, first, last, given = loop.arguments
-        channels = length(context, builder, signature.args[5], arguments[5])
+        table, runs, order, row, index, factor, given = loop.arguments
+        channels = loop.width
+        count_runs = builder.sub(length(context, builder, signature.args[1], arguments[1]), loop.whole(1))
+
+        def read(array: Any, at: Any) -> Any:
+            return builder.sext(builder.load(builder.gep(array, [at])), channels.type)
 
         def work(c: Any, kind: Any, count: int) -> None:
-            vectors = [loop.load(loop.place(given, c, kind, j)) for j in range(count)]
-            with loop.counted(first, last) as entry:
-                at = builder.add(loop.start_of(index, entry), c)
-                weight = loop.fill(builder.load(builder.gep(factor, [entry])), kind)
-                for j, vector in enumerate(vectors):
-                    place = loop.place(table, at, kind, j)
-                    loop.store(loop.multiply_add(weight, vector, loop.load(place)), place)
+            sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(_ROWS)]
+            with loop.counted(loop.whole(0), count_runs) as run:
+                first, last = read(runs, run), read(runs, builder.add(run, loop.whole(1)))
+                for line in sums:
+                    for total in line:
+                        builder.store(ir.Constant(kind, None), total)
+                with loop.counted(first, last) as entry:
+                    key = read(order, entry)
+                    at = builder.add(builder.mul(read(row, key), channels), c)
+                    vectors = [loop.load(loop.place(given, at, kind, j)) for j in range(count)]
+                    four = builder.mul(key, loop.whole(_ROWS))
+                    for i, line in enumerate(sums):
+                        number = builder.load(builder.gep(factor, [builder.add(four, loop.whole(i))]))
+                        weight = loop.fill(number, kind)
+                        for total, vector in zip(line, vectors):
+                            builder.store(loop.multiply_add(weight, vector, builder.load(total)), total)
+                four = builder.mul(read(order, first), loop.whole(_ROWS))
+                for i, line in enumerate(sums):
+                    at = builder.add(loop.start_of(index, builder.add(four, loop.whole(i))), c)
+                    for j, total in enumerate(line):
+                        place = loop.place(table, at, kind, j)
+                        loop.store(builder.fadd(loop.load(place), builder.load(total)), place)
 
         loop.over_channels(channels, _TOGETHER, work)
         return context.get_dummy_value()
 
-    return nothing(table, index, factor, first, last, given), build
+    return nothing(table, runs, order, row, index, factor, given), build
 
 
 @intrinsic

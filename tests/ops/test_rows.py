@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acla_nas.ops.jit import jit
-from acla_nas.ops.rows import add_rows, add_to_rows, multiply_rows
+from acla_nas.ops.rows import add_rows, add_to_cells, multiply_rows
 
 every_dtype = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-13)])
 every_width = pytest.mark.parametrize("channels", [1, 5, 16, 64, 70, 150])
@@ -18,8 +18,8 @@ def _add_rows(table, index, factor, first, last, into):
 
 
 @jit()
-def _add_to_rows(table, index, factor, first, last, given):
-    add_to_rows(table, index, factor, first, last, given)
+def _add_to_cells(table, runs, order, row, index, factor, given):
+    add_to_cells(table, runs, order, row, index, factor, given)
 
 
 @jit()
@@ -41,15 +41,18 @@ def test_sums_of_rows(channels, dtype, tolerance):
 
 @every_dtype
 @every_width
-def test_a_row_that_is_named_twice_gets_both(channels, dtype, tolerance):
+def test_rows_are_added_to_four_others_each(channels, dtype, tolerance):
     random = np.random.default_rng(1)
-    table = random.standard_normal((9, channels + 3)).astype(dtype)
-    index = np.repeat(random.integers(0, 9, 20), 2).astype(np.int32)
-    factor, given = random.standard_normal(40).astype(dtype), random.standard_normal(channels).astype(dtype)
+    table, given = (random.standard_normal((n, channels)).astype(dtype) for n in (9, 5))
+    corners = np.array([[0, 1, 3, 4], [4, 4, 7, 7], [1, 2, 4, 5]], np.int32)  # one row twice: it gets both
+    cell, row = random.integers(0, 3, 20), random.integers(0, 5, 20).astype(np.int32)
+    index, factor = corners[cell].ravel(), random.standard_normal(80).astype(dtype)
+    order = np.argsort(cell, kind="stable").astype(np.int32)
+    runs = np.searchsorted(cell[order], np.arange(4)).astype(np.int32)
     expected = table.copy()
-    np.add.at(expected[:, :channels], index[3:30], factor[3:30, None] * given)
-    _add_to_rows(table, index, factor, 3, 30, given)
-    np.testing.assert_allclose(table, expected, rtol=tolerance, atol=tolerance)
+    np.add.at(expected, index, factor[:, None] * np.repeat(given[row], 4, axis=0))
+    _add_to_cells(table, runs, order, row, index, factor, given)
+    np.testing.assert_allclose(table, expected, rtol=tolerance, atol=20 * tolerance)
 
 
 @every_dtype
