@@ -467,18 +467,22 @@ def _lay_out(reference, image, to_table, first, last, table, masks):
 
 @jit(parallel=True)
 def sum_keys(
-    queries, softmax, references, pixels, scores, base, inside, outside, tables, masks, y, log_sums, opened
+    queries, softmax, references, is_turned, pixels, scores, base, inside, outside, out, tables, masks, y,
+    log_sums, opened, result,
 ):  # fmt: skip
-    """Write y of Eq. 6: the sums of what is read at all keys, weighted.
+    """Write y of Eq. 6, the sums of what is read at all keys, weighted, and H y.
 
     Args:
         queries, softmax, pixels, scores, base: see above.
         references: (R, 4) int64, see :class:`Reference`.
+        is_turned: whether the result is (b, P, C), not (b, C, P).
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
+        out: H, (C, C).
         tables, masks: (R, h w, C) and (R, h w, M), overwritten.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
         opened: (tasks,) int64, written: open keys of each block.
+        result: b C P numbers, written.
     """
     columns, repeated = _repeat(queries, base, inside)
     count, size, channels = tables.shape
@@ -488,7 +492,10 @@ def sum_keys(
     for r in range(count):
         reference = _reference(references, r)
         transpose(matrix_at(reference.projection, width, reference.channels, y), to_tables[r])
+    turned = np.empty((channels, channels), y.dtype)
+    transpose(out, turned)
     for image in range(queries.images):
+        of_image = result[image * size * channels : (image + 1) * size * channels]
         for task in numba.prange(count * strips):
             r, first = task // strips, task % strips * _STRIP
             last = min(first + _STRIP, size)
@@ -499,6 +506,20 @@ def sum_keys(
                 queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
                 masks, y[first:last], log_sums[first:last],
             )  # fmt: skip
+            projected = np.empty((last - first, channels), y.dtype)
+            multiply(y[first:last], turned, projected)
+            _write(projected, is_turned, first - image * size, of_image)
+
+
+@jit()
+def _write(rows, is_turned, first, result):
+    """Write pixels of an image, (n, C), into the result for it, (P, C) if it is turned, or else (C, P)."""
+    count, channels = rows.shape
+    pixels = len(result) // channels
+    if is_turned:
+        result.reshape(pixels, channels)[first : first + count] = rows
+    else:
+        transpose(rows, result.reshape(channels, pixels)[:, first : first + count])
 
 
 @jit()
@@ -572,10 +593,7 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
                 queries, found, line, begin, of, scores, columns, repeated, outside, tables, masks, into,
                 log_sums,
             )  # fmt: skip
-            if is_turned[0]:
-                result.reshape(pixels, size)[first:last] = into
-            else:
-                transpose(into, result.reshape(size, pixels)[:, first:last])
+            _write(into, is_turned[0], first, result)
 
 
 @jit()
@@ -810,11 +828,38 @@ def _project_gradients(reference, image, of_table, of_masks, of_projection):
 
 
 @jit(parallel=True)
+def differentiate_out(of_result, out, y, grad, totals, of_out):
+    """Write the gradients of y and H from those of H y.
+
+    Args:
+        of_result: (Q, C).
+        out: H, (C, C).
+        y: (Q, C).
+        grad: dL/dy, (Q, C), written.
+        totals: <dL/dy, y>, (Q,), written.
+        of_out: (parts, C, C), added to: summed they are dL/dH; without rows if not wanted.
+    """
+    parts, channels = len(of_out), y.shape[1]
+    for part in numba.prange(parts):
+        begin, end = part * len(y) // parts, (part + 1) * len(y) // parts
+        for first in range(begin, end, _STRIP):
+            last = min(first + _STRIP, end)
+            multiply(of_result[first:last], out, grad[first:last])
+            if of_out.shape[1] > 0:
+                add_product(of_result[first:last].T, y[first:last], of_out[part])
+            for q in range(first, last):
+                total = grad.dtype.type(0)
+                for c in range(channels):
+                    total += grad[q, c] * y[q, c]
+                totals[q] = total
+
+
+@jit(parallel=True)
 def differentiate(
-    threads, queries, softmax, of_open, on, references, pixels, rows, base, inside, outside, grad, y,
+    threads, queries, softmax, of_open, on, references, pixels, rows, base, inside, outside, grad, totals,
     log_sums, tables, masks, of_tables, of_masks, of_query, of_scores, of_projections, of_inside, of_outside,
 ):  # fmt: skip
-    """Write the gradients of all that a module is made of but H, from those of the weighted sums.
+    """Write the gradients of all that a module is made of but H, from those of y.
 
     With p the softmax, s the gates in it, m those of the keys, v the values, D = <dL/dy, v>, T = <dL/dy, y>:
     dL/da = s p (m D - T), dL/ds = p (m D - T), dL/dm = s p D. References do not depend on each other here, so
@@ -830,8 +875,7 @@ def differentiate(
         pixels: (Q, C).
         rows: (R, 3, K, C), what projects them to their keys.
         inside, outside, log_sums: as for :func:`sum_keys`, and as it leaves them.
-        grad: dL/dy, (Q, C).
-        y: (Q, C).
+        grad, totals: as :func:`differentiate_out` writes them.
         tables, masks, of_tables, of_masks: (threads, h w, C) and (threads, h w, M), overwritten.
         of_query: (parts, Q, C), written.
         of_scores: (chunks of images, R, 3 K, C), added to; without rows if not wanted.
@@ -845,13 +889,6 @@ def differentiate(
     per_image = count_tasks(queries) // queries.images
     together = max(1, _SORTED // most)
     owner = (np.arange(together * most * keys) // keys).astype(np.int32)
-    totals = np.empty(len(grad), grad.dtype)
-    for line in numba.prange(queries.images * queries.h):
-        for q in range(line * queries.w, (line + 1) * queries.w):
-            total = grad.dtype.type(0)
-            for c in range(channels):
-                total += grad[q, c] * y[q, c]
-            totals[q] = total
     for thread in numba.prange(threads):
         found, scores = np.empty((most, 3 * keys), grad.dtype), np.empty((3, channels, keys), grad.dtype)
         number = together * most * keys

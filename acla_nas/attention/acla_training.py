@@ -1,6 +1,6 @@
-"""ACLA with gradients on a CPU: all of a module but H as one function, with a backward pass of its own.
+"""ACLA with gradients on a CPU: all of a module as one function, with a backward pass of its own.
 
-It keeps its arguments, its result and the softmax's sums. Where the keys lie, their weights and all that
+It keeps its arguments, y and the softmax's sums. Where the keys lie, their weights and all that
 follows from them is worked out again in the backward pass, for one reference of an image at a time. A
 reference that is gated off is looked at in the backward pass only, for the gradient of its gate.
 """
@@ -42,8 +42,11 @@ def attend(
         on: how many references are on.
     """
     projections = [layer.projection().flatten(1) for layer in layers]  # (C + masks) x C_l
-    y, share = _Attend.apply(module, on, query, key_rows(layers), inside, outside, *references, *projections)
-    return module.out(y), share
+    out = module.out.weight.flatten(1)
+    result: tuple[Tensor, Tensor] = _Attend.apply(
+        module, on, query, key_rows(layers), inside, outside, out, *references, *projections
+    )
+    return result
 
 
 class _Attend(torch.autograd.Function):
@@ -51,25 +54,22 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: ACLA, on: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        query, rows, inside, outside, *rest = tensors
-        batch, channels, height, width = query.shape
+        query, rows, inside, outside, out, *rest = tensors
         references, projections = rest[:on], rest[len(inside) :][:on]
-        y = query.new_empty(batch, height, width, channels)
-        log_sums = query.new_empty(batch, height, width)
-        opened = sum_keys(
-            module, query, references, projections, rows[:on], inside[:on], outside[:on], y, log_sums
+        result, y, log_sums, opened = sum_keys(
+            module, query, references, projections, rows[:on], inside[:on], outside[:on], out
         )
         ctx.module, ctx.on = module, on
         ctx.save_for_backward(y, log_sums, *tensors)
-        return y.permute(0, 3, 1, 2), query.new_tensor(opened / _num_keys(module, query, on))
+        return result, query.new_tensor(opened / _num_keys(module, query, on))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_y: Tensor, of_share: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_result: Tensor, of_share: Tensor) -> tuple[Tensor | None, ...]:
         module, on, (y, log_sums, *tensors) = ctx.module, ctx.on, ctx.saved_tensors
         of_open = float(of_share) / _num_keys(module, tensors[0], on)
         needed = ctx.needs_input_grad[2:]
-        of = differentiate(module, on, tensors, needed, of_y, y, log_sums, of_open)
+        of = differentiate(module, on, tensors, needed, of_result, y, log_sums, of_open)
         return (None, None, *of)
 
 

@@ -1,4 +1,4 @@
-"""The weighted sums of what is read at the keys of query pixels, and the gradients of these, on a CPU.
+"""The weighted sums of what is read at the keys of query pixels, projected, and their gradients, on a CPU.
 
 Tensors are given to the loops of :mod:`acla_nas.attention.acla_kernels`, and taken from them.
 """
@@ -47,10 +47,9 @@ def sum_keys(
     rows: Tensor,
     inside: Tensor,
     outside: Tensor,
-    y: Tensor,
-    log_sums: Tensor,
-) -> int:
-    """Write y of Eq. 6, and return how many keys are open.
+    out: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return H y, y of Eq. 6, the logarithms of a joint softmax's sums, and how many keys are open.
 
     Args:
         module: the attention.
@@ -59,8 +58,10 @@ def sum_keys(
         projections: R x (C + M, C_l), G and M below it.
         rows: what projects the query to the keys, see :func:`key_rows`.
         inside, outside: gates, (R, K) within the softmax and (R,) outside of it.
-        y: (B, H, W, C), written.
-        log_sums: (B, H, W), written: logarithms of the joint softmax's sums.
+        out: H, (C, C).
+
+    Returns:
+        (B, C, H, W), in the memory format of the query; (B H W, C); (B H W,); and a number.
     """
     (batch, channels, height, width), dtype = query.shape, query.dtype
     count, masks = len(references), len(projections[0]) - channels
@@ -69,17 +70,22 @@ def sum_keys(
     queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
+    y = query.new_empty(batch * height * width, channels)
+    log_sums = query.new_empty(len(y))
+    is_turned = not query.is_contiguous() and query.is_contiguous(memory_format=torch.channels_last)
+    result = query.new_empty(batch, height, width, channels) if is_turned else query.new_empty(query.shape)
     share_threads()
     arrays = (
-        _rows("query", query), rows.mT, base, inside, outside,
+        _rows("query", query), rows.mT, base, inside, outside, out,
         scratch("tables", dtype, count, height * width, channels),
         scratch("masks", dtype, count, height * width, masks),
-        y.view(-1, channels), log_sums.view(-1), opened,
+        y, log_sums, opened, result.view(-1),
     )  # fmt: skip
     kernels.sum_keys(
-        queries, softmax_of(module, masks, number), places, *(t.contiguous().numpy() for t in arrays)
-    )
-    return int(opened.sum())
+        queries, softmax_of(module, masks, number), places, is_turned,
+        *(t.contiguous().numpy() for t in arrays),
+    )  # fmt: skip
+    return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, int(opened.sum())
 
 
 def differentiate(
@@ -87,28 +93,28 @@ def differentiate(
     on: int,
     tensors: Sequence[Tensor],
     needed: Sequence[bool],
-    of_y: Tensor,
+    of_result: Tensor,
     y: Tensor,
     log_sums: Tensor,
     of_open: float,
 ) -> list[Tensor | None]:
-    """Return the gradients of all that y is made of.
+    """Return the gradients of all that H y is made of.
 
     Args:
         module: the attention.
         on: how many references are on, from the first.
-        tensors: query, rows, inside, outside, R references and R projections, see :func:`sum_keys`.
+        tensors: query, rows, inside, outside, out, R references and R projections, see :func:`sum_keys`.
         needed: of which of them the gradient is wanted.
-        of_y: dL/dy, (B, C, H, W).
-        y, log_sums: as :func:`sum_keys` writes them.
+        of_result: dL/d(H y), (B, C, H, W).
+        y, log_sums: as :func:`sum_keys` returns them.
         of_open: gradient of a key's gate, beside that which it has through y.
     """
-    query, rows, inside, outside, *rest = tensors
+    query, rows, inside, outside, out, *rest = tensors
     (batch, channels, height, width), dtype = query.shape, query.dtype
     pixels, every = height * width, len(inside)
     count = every if needed[2] or needed[3] else on
     references, projections = ([t.contiguous() for t in of[:count]] for of in (rest[:every], rest[every:]))
-    are_needed, are_weights_needed = needed[4 : 4 + every], needed[4 + every :]
+    are_needed, are_weights_needed = needed[5 : 5 + every], needed[5 + every :]
     masks, chunks = len(projections[0]) - channels, min(batch, _TASKS)
     parts = min(count, -(-_TASKS // chunks))
     # Of references that are on, each image is written in its turn.
@@ -122,15 +128,19 @@ def differentiate(
     of_inside, of_outside = inside.new_zeros(chunks, *inside[:count].shape), outside.new_zeros(chunks, count)
     of_pixels = scratch("gradient of the query", dtype, parts, batch, pixels, channels)
     threads = share_threads()
+    grad, totals = scratch("gradient of y", dtype, *y.shape), query.new_empty(len(y))
+    of_out = out.new_zeros(_TASKS, channels * needed[4], channels)
+    kernels.differentiate_out(
+        *(t.contiguous().numpy() for t in (_rows("gradient", of_result), out, y, grad, totals, of_out))
+    )
     tables, of_tables = scratch("tables", dtype, 2, threads, pixels, channels)
     mask_values, of_masks = scratch("masks", dtype, 2, threads, pixels, masks)
     base = module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
     arrays = (
-        _rows("query", query), rows, base, inside, outside, _rows("gradient", of_y), y.flatten(0, 2),
-        log_sums.flatten(), tables, mask_values, of_tables, of_masks, of_pixels.flatten(1, 2),
-        of_scores, of_projections, of_inside, of_outside,
+        _rows("query", query), rows, base, inside, outside, grad, totals, log_sums, tables, mask_values,
+        of_tables, of_masks, of_pixels.flatten(1, 2), of_scores, of_projections, of_inside, of_outside,
     )  # fmt: skip
     kernels.differentiate(
         threads, queries, softmax_of(module, masks, number), number(of_open), on,
@@ -148,7 +158,8 @@ def differentiate(
         _with_others(of.sum(0), every) for of in (of_scores, of_inside, of_outside)
     )
     of_keys = of_rows.view_as(rows) if needed[1] else None
-    return [of_query, of_keys, of_gates, of_outer, *of_references, *of_weights]
+    of_h = of_out.sum(0) if needed[4] else None
+    return [of_query, of_keys, of_gates, of_outer, of_h, *of_references, *of_weights]
 
 
 def _with_others(gradients: Tensor, every: int) -> Tensor:

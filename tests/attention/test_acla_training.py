@@ -100,6 +100,7 @@ def test_references_of_other_sizes_and_channels_last():
     found = []
     for form in (update_at_once, update_in_steps):
         update = form(module, query, {"1": first, "2": second}, {}, None)
+        assert update.is_contiguous(memory_format=torch.channels_last)
         found.append(torch.autograd.grad(update.square().sum(), wanted))
     for x, y in zip(*found):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
