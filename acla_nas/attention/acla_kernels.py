@@ -19,7 +19,7 @@ from acla_nas.ops.addresses import matrix_at
 from acla_nas.ops.jit import jit
 from acla_nas.ops.products import add_product, multiply
 from acla_nas.ops.rows import add_rows, add_to_cells, multiply_rows
-from acla_nas.ops.transposition import transpose
+from acla_nas.ops.transposition import add_transposed, transpose
 from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two, prefetch
 
 _STRIP = 48  # pixels projected together: they stay in the nearest cache
@@ -70,13 +70,15 @@ class Reference(NamedTuple):
         channels: C_l.
         feature: (b, C_l, h w).
         projection: G and M below it, (C + M, C_l).
-        of_feature: the gradient of the feature, written.
+        of_feature: the gradient of the feature.
+        is_added: whether that is added to, not written.
     """
 
     channels: int
     feature: int
     projection: int
     of_feature: int
+    is_added: int
 
 
 class Keys(NamedTuple):
@@ -97,8 +99,9 @@ class Keys(NamedTuple):
 
 @jit()
 def _reference(references, r):
-    """Return one of the references, (R, 4)."""
-    return Reference(references[r, 0], references[r, 1], references[r, 2], references[r, 3])
+    """Return one of the references, (R, 5)."""
+    of = references[r]
+    return Reference(of[0], of[1], of[2], of[3], of[4])
 
 
 @jit()
@@ -474,7 +477,7 @@ def sum_keys(
 
     Args:
         queries, softmax, pixels, scores, base: see above.
-        references: (R, 4) int64, see :class:`Reference`.
+        references: (R, 5) int64, see :class:`Reference`.
         is_turned: whether the result is (b, P, C), not (b, C, P).
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
         out: H, (C, C).
@@ -799,7 +802,7 @@ def _keys_of(keys, each, first, last):
 
 @jit()
 def _project_gradients(reference, image, of_table, of_masks, of_projection):
-    """Write the gradient of a reference, and add that of its projection.
+    """Write the gradient of a reference, or add it, and add that of its projection.
 
     Args:
         reference, image: which.
@@ -819,7 +822,10 @@ def _project_gradients(reference, image, of_table, of_masks, of_projection):
             prefetch(into[:, last:after])
             multiply(of_values, projection[:channels], strip)
             add_product(of_gates, projection[channels:], strip)
-            transpose(strip, into[:, first:last])
+            if reference.is_added:
+                add_transposed(strip, into[:, first:last])
+            else:
+                transpose(strip, into[:, first:last])
         if len(of_projection) > 0:
             prefetch(feature[:, last:after])
             transpose(feature[:, first:last], strip)
@@ -871,7 +877,7 @@ def differentiate(
         queries, softmax, base: see above.
         of_open: gradient of a key's gate, beside that which it has through y.
         on: references that are on, from the first; of others there are gradients of gates only.
-        references: (R, 4) int64, see :class:`Reference`.
+        references: (R, 5) int64, see :class:`Reference`.
         pixels: (Q, C).
         rows: (R, 3, K, C), what projects them to their keys.
         inside, outside, log_sums: as for :func:`sum_keys`, and as it leaves them.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from acla_nas.attention import acla_kernels as kernels
+from acla_nas.attention.shared_gradient import SharedGradient
 from acla_nas.ops.addresses import addresses
 from acla_nas.ops.jit import share_threads
 from acla_nas.ops.kernels import lay_out
@@ -66,7 +67,7 @@ def sum_keys(
     (batch, channels, height, width), dtype = query.shape, query.dtype
     count, masks = len(references), len(projections[0]) - channels
     references, projections = ([t.contiguous() for t in of] for of in (references, projections))
-    places = _places(references, projections, [None] * count, batch * height * width)
+    places = _places(references, projections, batch * height * width)
     queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
@@ -97,6 +98,7 @@ def differentiate(
     y: Tensor,
     log_sums: Tensor,
     of_open: float,
+    shared: Sequence[SharedGradient | None],
 ) -> list[Tensor | None]:
     """Return the gradients of all that H y is made of.
 
@@ -108,6 +110,7 @@ def differentiate(
         of_result: dL/d(H y), (B, C, H, W).
         y, log_sums: as :func:`sum_keys` returns them.
         of_open: gradient of a key's gate, beside that which it has through y.
+        shared: of each reference, what its gradient is added to instead of being returned, if there is such.
     """
     query, rows, inside, outside, out, *rest = tensors
     (batch, channels, height, width), dtype = query.shape, query.dtype
@@ -118,10 +121,16 @@ def differentiate(
     masks, chunks = len(projections[0]) - channels, min(batch, _TASKS)
     parts = min(count, -(-_TASKS // chunks))
     # Of references that are on, each image is written in its turn.
-    of_references = [
-        (torch.empty if r < on else torch.zeros)(x.shape, dtype=dtype) if need else None
-        for r, (x, need) in enumerate(zip(rest, are_needed))
-    ]
+    of_references, places = [], _places(references, projections, batch * pixels)
+    for r, (x, need, gradient) in enumerate(zip(rest, are_needed, shared)):
+        of: Tensor | None = None
+        if need and gradient is None:
+            of = (torch.empty if r < on else torch.zeros)(x.shape, dtype=dtype)
+        of_references.append(of)
+        if need and gradient is not None and r < on:
+            of, places[r, 4] = gradient.to_add_to(x)
+        if of is not None and r < count:
+            places[r, 3] = of.data_ptr()
     of_scores = rows.new_zeros(chunks, count, 3 * module.num_keys * needed[1], channels)
     most = max(x.shape[1] for x in references)
     of_projections = query.new_zeros(chunks, count, len(projections[0]) * any(are_weights_needed), most)
@@ -143,8 +152,7 @@ def differentiate(
         of_tables, of_masks, of_pixels.flatten(1, 2), of_scores, of_projections, of_inside, of_outside,
     )  # fmt: skip
     kernels.differentiate(
-        threads, queries, softmax_of(module, masks, number), number(of_open), on,
-        _places(references, projections, of_references, batch * pixels),
+        threads, queries, softmax_of(module, masks, number), number(of_open), on, places,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     of_query = query.new_empty(query.shape)
@@ -167,19 +175,17 @@ def _with_others(gradients: Tensor, every: int) -> Tensor:
     return torch.cat((gradients, gradients.new_zeros(every - len(gradients), *gradients.shape[1:])))
 
 
-def _places(
-    references: Sequence[Tensor],
-    projections: Sequence[Tensor],
-    of_references: Sequence[Tensor | None],
-    pixels: int,
-) -> Any:
-    """Return where the arrays of references of so many pixels are: (R, 4), see :class:`kernels.Reference`."""
+def _places(references: Sequence[Tensor], projections: Sequence[Tensor], pixels: int) -> Any:
+    """Return where the arrays of references of so many pixels are, but for gradients.
+
+    Returns:
+        (R, 5), see :class:`kernels.Reference`.
+    """
     dtype, channels = references[0].dtype, [x.shape[1] for x in references]
-    places = np.empty((len(references), 4), np.int64)
+    places = np.zeros((len(references), 5), np.int64)
     places[:, 0] = channels
     places[:, 1] = addresses(references, [c * pixels for c in channels], dtype)
     places[:, 2] = addresses(projections, [len(projections[0]) * c for c in channels], dtype)
-    places[:, 3] = [0 if x is None else x.data_ptr() for x in of_references[: len(references)]]
     return places
 
 

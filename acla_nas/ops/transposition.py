@@ -17,7 +17,16 @@ def transpose(typing: Any, a: Any, into: Any) -> Any:
         a: (m, n), its rows contiguous.
         into: (n, m), written; likewise, and of the same dtype.
     """
+    return nothing(a, into), _builder(is_added=False)
 
+
+@intrinsic
+def add_transposed(typing: Any, a: Any, into: Any) -> Any:
+    """Add a transposed matrix: as :func:`transpose`, which writes it."""
+    return nothing(a, into), _builder(is_added=True)
+
+
+def _builder(*, is_added: bool) -> Any:
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loop = Loop(context, builder, signature, arguments)
         a, into = (matrix(context, builder, *pair) for pair in zip(signature.args, arguments))
@@ -33,7 +42,8 @@ def transpose(typing: Any, a: Any, into: Any) -> Any:
                     loop.load(place(a, builder.add(row, loop.whole(i)), column, kind)) for i in range(size)
                 ]
                 for i, line in enumerate(_transposed(loop, lines) if size > 1 else lines):
-                    loop.store(line, place(into, builder.add(column, loop.whole(i)), row, kind))
+                    to = place(into, builder.add(column, loop.whole(i)), row, kind)
+                    loop.store(builder.fadd(loop.load(to), line) if is_added else line, to)
 
         first = loop.whole(0)
         rows, columns = (
@@ -44,7 +54,7 @@ def transpose(typing: Any, a: Any, into: Any) -> Any:
         copy(1, (first, a.rows), (columns, a.columns))
         return context.get_dummy_value()
 
-    return nothing(a, into), build
+    return build
 
 
 def _transposed(loop: Loop, lines: list[Any]) -> list[Any]:

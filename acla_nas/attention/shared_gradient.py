@@ -1,0 +1,77 @@
+"""A feature that many modules read: they add its gradient up in one place, instead of a tensor each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acla_nas.attention.forms import is_fusable
+
+
+class SharedGradient:
+    """What the readers of a feature add to its gradient during a backward pass."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._task = -1  # what an earlier backward pass left is not of this one
+
+    def to_add_to(self, feature: Tensor) -> tuple[Tensor, bool]:
+        """Return where to add, and whether something is there already: otherwise it is to be written.
+
+        The tensor has the shape and the dtype of the feature, and is contiguous.
+        """
+        is_begun = self._total is not None and self._task == torch._C._current_graph_task_id()
+        if self._total is None or not is_begun:
+            self._total = torch.empty(feature.shape, dtype=feature.dtype, device=feature.device)
+            self._task = torch._C._current_graph_task_id()
+        return self._total, is_begun
+
+    def take(self) -> Tensor | None:
+        """Return what was added in this backward pass, and forget it."""
+        total, self._total = self._total, None
+        return total if self._task == torch._C._current_graph_task_id() else None
+
+
+def share_gradient(feature: Tensor) -> Tensor:
+    """Return a feature for any number of modules to read, where a fused form on a CPU may be among them.
+
+    Those that know of it add to the gradient that :func:`shared_gradient` returns, and return none for the
+    feature; for others it is a tensor like any other.
+
+    Example:
+        >>> feature = torch.ones(2, requires_grad=True)
+        >>> shared = share_gradient(3 * feature)
+        >>> shared.sum().backward()
+        >>> feature.grad
+        tensor([3., 3.])
+    """
+    if feature.device.type != "cpu" or not feature.requires_grad or not is_fusable(feature, ()):
+        return feature
+    gradient = SharedGradient()
+    shared: Tensor = _Shared.apply(feature, gradient)
+    shared._acla_gradient = gradient  # type: ignore[attr-defined]
+    return shared
+
+
+def shared_gradient(feature: Tensor) -> SharedGradient | None:
+    """Return where to add to a feature's gradient, if it is one of :func:`share_gradient`."""
+    return getattr(feature, "_acla_gradient", None)
+
+
+class _Shared(torch.autograd.Function):
+    """The identity; its backward pass comes after those of all who read its result."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, gradient: SharedGradient) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.gradient = gradient
+        return feature.view_as(feature)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        total = ctx.gradient.take()
+        if total is None:
+            return grad, None
+        return total if grad is None else total.add_(grad), None
