@@ -452,6 +452,14 @@ def _image(address, image, channels, pixels, like):
 
 
 @jit()
+def _part(address, is_turned, channels, pixels, image, first, last, like):
+    """Return pixels first .. last - 1 of an image, (last - first, C), of features (b, C, P) or (b, P, C)."""
+    if is_turned:
+        return _image(address, image, pixels, channels, like)[first:last, 0:channels]
+    return _image(address, image, channels, pixels, like)[0:channels, first:last].T
+
+
+@jit()
 def _lay_out(reference, image, to_table, first, last, table, masks):
     """Write pixels first .. last - 1 of the table of a reference of an image, (h w, C), and of its masks.
 
@@ -470,15 +478,16 @@ def _lay_out(reference, image, to_table, first, last, table, masks):
 
 @jit(parallel=True)
 def sum_keys(
-    queries, softmax, references, is_turned, pixels, scores, base, inside, outside, out, tables, masks, y,
+    queries, softmax, references, query, is_turned, scores, base, inside, outside, out, tables, masks, y,
     log_sums, opened, result,
 ):  # fmt: skip
     """Write y of Eq. 6, the sums of what is read at all keys, weighted, and H y.
 
     Args:
-        queries, softmax, pixels, scores, base: see above.
+        queries, softmax, scores, base: see above.
         references: (R, 5) int64, see :class:`Reference`.
-        is_turned: whether the result is (b, P, C), not (b, C, P).
+        query: the address of it, (b, C, P).
+        is_turned: whether that and the result are (b, P, C) instead.
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
         out: H, (C, C).
         tables, masks: (R, h w, C) and (R, h w, M), overwritten.
@@ -505,13 +514,15 @@ def sum_keys(
             _lay_out(_reference(references, r), image, to_tables[r], first, last, tables[r], masks[r])
         for task in numba.prange(image * per_image, (image + 1) * per_image):
             line, begin, first, last = _block(queries, task)
+            at = first - image * size
+            of = _part(query, is_turned, channels, size, image, at, at + last - first, y)
             opened[task] = _sum_block(
-                queries, softmax, line, begin, pixels[first:last], scores, columns, repeated, outside, tables,
+                queries, softmax, line, begin, of, scores, columns, repeated, outside, tables,
                 masks, y[first:last], log_sums[first:last],
             )  # fmt: skip
             projected = np.empty((last - first, channels), y.dtype)
             multiply(y[first:last], turned, projected)
-            _write(projected, is_turned, first - image * size, of_image)
+            _write(projected, is_turned, at, of_image)
 
 
 @jit()
@@ -523,14 +534,6 @@ def _write(rows, is_turned, first, result):
         result.reshape(pixels, channels)[first : first + count] = rows
     else:
         transpose(rows, result.reshape(channels, pixels)[:, first : first + count])
-
-
-@jit()
-def _part(address, is_turned, channels, pixels, image, first, last, like):
-    """Return pixels first .. last - 1 of an image, (last - first, C), of features (b, C, P) or (b, P, C)."""
-    if is_turned:
-        return _image(address, image, pixels, channels, like)[first:last, 0:channels]
-    return _image(address, image, channels, pixels, like)[0:channels, first:last].T
 
 
 @jit(parallel=True)
@@ -834,25 +837,30 @@ def _project_gradients(reference, image, of_table, of_masks, of_projection):
 
 
 @jit(parallel=True)
-def differentiate_out(of_result, out, y, grad, totals, of_out):
+def differentiate_out(images, of_result, is_turned, out, y, grad, totals, of_out):
     """Write the gradients of y and H from those of H y.
 
     Args:
-        of_result: (Q, C).
+        images: b.
+        of_result: the address of the latter, (b, C, P).
+        is_turned: whether that is (b, P, C) instead.
         out: H, (C, C).
         y: (Q, C).
         grad: dL/dy, (Q, C), written.
         totals: <dL/dy, y>, (Q,), written.
         of_out: (parts, C, C), added to: summed they are dL/dH; without rows if not wanted.
     """
-    parts, channels = len(of_out), y.shape[1]
+    parts, channels, pixels = len(of_out), y.shape[1], len(y) // images
+    strips = (pixels + _STRIP - 1) // _STRIP
     for part in numba.prange(parts):
-        begin, end = part * len(y) // parts, (part + 1) * len(y) // parts
-        for first in range(begin, end, _STRIP):
-            last = min(first + _STRIP, end)
-            multiply(of_result[first:last], out, grad[first:last])
+        for strip in range(part * images * strips // parts, (part + 1) * images * strips // parts):
+            image, at = strip // strips, strip % strips * _STRIP
+            end = min(at + _STRIP, pixels)
+            of = _part(of_result, is_turned, channels, pixels, image, at, end, y)
+            first, last = image * pixels + at, image * pixels + end
+            multiply(of, out, grad[first:last])
             if of_out.shape[1] > 0:
-                add_product(of_result[first:last].T, y[first:last], of_out[part])
+                add_product(of.T, y[first:last], of_out[part])
             for q in range(first, last):
                 total = grad.dtype.type(0)
                 for c in range(channels):

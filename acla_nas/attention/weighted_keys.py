@@ -73,17 +73,17 @@ def sum_keys(
     opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
     y = query.new_empty(batch * height * width, channels)
     log_sums = query.new_empty(len(y))
-    is_turned = not query.is_contiguous() and query.is_contiguous(memory_format=torch.channels_last)
+    query, is_turned = _as_it_lies(query)
     result = query.new_empty(batch, height, width, channels) if is_turned else query.new_empty(query.shape)
     share_threads()
     arrays = (
-        _rows("query", query), rows.mT, base, inside, outside, out,
+        rows.mT, base, inside, outside, out,
         scratch("tables", dtype, count, height * width, channels),
         scratch("masks", dtype, count, height * width, masks),
         y, log_sums, opened, result.view(-1),
     )  # fmt: skip
     kernels.sum_keys(
-        queries, softmax_of(module, masks, number), places, is_turned,
+        queries, softmax_of(module, masks, number), places, query.data_ptr(), is_turned,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, int(opened.sum())
@@ -139,9 +139,11 @@ def differentiate(
     threads = share_threads()
     grad, totals = scratch("gradient of y", dtype, *y.shape), query.new_empty(len(y))
     of_out = out.new_zeros(_TASKS, channels * needed[4], channels)
+    of_result, is_turned = _as_it_lies(of_result.to(dtype))
     kernels.differentiate_out(
-        *(t.contiguous().numpy() for t in (_rows("gradient", of_result), out, y, grad, totals, of_out))
-    )
+        batch, of_result.data_ptr(), is_turned,
+        *(t.contiguous().numpy() for t in (out, y, grad, totals, of_out)),
+    )  # fmt: skip
     tables, of_tables = scratch("tables", dtype, 2, threads, pixels, channels)
     mask_values, of_masks = scratch("masks", dtype, 2, threads, pixels, masks)
     base = module.base.to(dtype)
@@ -187,6 +189,14 @@ def _places(references: Sequence[Tensor], projections: Sequence[Tensor], pixels:
     places[:, 1] = addresses(references, [c * pixels for c in channels], dtype)
     places[:, 2] = addresses(projections, [len(projections[0]) * c for c in channels], dtype)
     return places
+
+
+def _as_it_lies(features: Tensor) -> tuple[Tensor, bool]:
+    """Return (B, C, H, W) in a memory format that loops read, and whether it is (B, H, W, C) in memory."""
+    if features.is_contiguous():
+        return features, False
+    is_turned = features.is_contiguous(memory_format=torch.channels_last)
+    return features if is_turned else features.contiguous(), is_turned
 
 
 def _rows(name: str, features: Tensor) -> Tensor:
