@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from acla_nas import attention as attentions
-from acla_nas.attention import Attention, Feature
+from acla_nas.attention import ACLA, Attention, Feature
 from acla_nas.attention.shared_gradient import share_gradient
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.layout import from_map, to_map
@@ -249,7 +249,7 @@ class CrossLayerNetwork(nn.Module):
             )
         if self.training and running.with_grad and not torch.is_grad_enabled():
             raise _no_gradients(path)
-        running.features[name] = share_gradient(query)
+        running.features[name] = share_gradient(query) if isinstance(self.attention[name], ACLA) else query
         return dict(running.features)
 
     def _as_map(self, place: Place, x: Any, running: _Pass) -> Tensor:

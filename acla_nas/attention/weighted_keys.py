@@ -63,17 +63,22 @@ def sum_keys(
 
     Returns:
         (B, C, H, W), in the memory format of the query; (B H W, C); (B H W,); and a number.
+
+    Raises:
+        AclaError: features, or weights that were replaced, of another size or dtype than the module's.
     """
-    (batch, channels, height, width), dtype = query.shape, query.dtype
+    (batch, _, height, width), dtype, channels = query.shape, query.dtype, module.channels
     count, masks = len(references), len(projections[0]) - channels
     references, projections = ([t.contiguous() for t in of] for of in (references, projections))
     places = _places(references, projections, batch * height * width)
+    query, is_turned = _as_it_lies(query)
+    sizes = [batch * height * width * channels, channels**2, count * 3 * module.num_keys * channels]
+    at = addresses([query, out, rows], sizes, dtype)[0]
     queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
     y = query.new_empty(batch * height * width, channels)
     log_sums = query.new_empty(len(y))
-    query, is_turned = _as_it_lies(query)
     result = query.new_empty(batch, height, width, channels) if is_turned else query.new_empty(query.shape)
     share_threads()
     arrays = (
@@ -83,7 +88,7 @@ def sum_keys(
         y, log_sums, opened, result.view(-1),
     )  # fmt: skip
     kernels.sum_keys(
-        queries, softmax_of(module, masks, number), places, query.data_ptr(), is_turned,
+        queries, softmax_of(module, masks, number), places, at, is_turned,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, int(opened.sum())

@@ -8,6 +8,7 @@ from torch import nn
 
 from acla_nas.attention import ACLA, weighted_keys
 from acla_nas.attention.acla import open_key_shares, update_at_once, update_in_steps
+from acla_nas.errors import AclaError
 from acla_nas.training.memory import kept_bytes
 from tests.random_weights import randomize
 
@@ -153,6 +154,17 @@ def test_noise_takes_the_general_form(monkeypatch):
     assert module(features["3"], features).shape == features["3"].shape
     with pytest.raises(TypeError):
         make({})[0](features["3"], features)
+
+
+def test_features_and_weights_of_another_size_are_refused():
+    module, features = make({})
+    with pytest.raises(AclaError, match="where 630 numbers"):
+        module(torch.rand(3, 6, 7, 6, dtype=torch.float64), features)
+    with pytest.raises(AclaError, match="where 36 numbers"):
+        module(features["3"], {**features, "1": torch.rand(3, 4, 7, 6, dtype=torch.float64)})
+    module.out.weight = nn.Parameter(torch.rand(4, 5, 1, 1, dtype=torch.float64))
+    with pytest.raises(AclaError, match="where 25 numbers"):
+        module(features["3"], features)
 
 
 def test_second_derivatives_are_refused():

@@ -78,3 +78,17 @@ def test_parts_that_are_run_again(network, images):
     assert_equal(gradients(network, loss_of(network, images)), expected)
     network.recompute, network.micro_batch = False, 1
     assert_equal(gradients(network, loss_of(network, images)), expected)
+
+
+def test_attention_that_knows_nothing_of_it_can_be_transformed():
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1))
+    network, image = CrossLayerNetwork.dense(backbone, {1: "0"}, "nl").train(), torch.rand(1, 3, 8, 8)
+    randomize(network, 0.3)
+
+    def loss(weights):
+        return torch.func.functional_call(network, weights, (image,)).square().sum()
+
+    found = torch.func.grad(loss)({name: w.detach() for name, w in network.named_parameters()})
+    loss(dict(network.named_parameters())).backward()
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad)
