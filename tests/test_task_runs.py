@@ -52,7 +52,12 @@ def tiny(images: Path, run: Path, task: dict[str, Any], **keys: Any) -> Config:
 
 @pytest.mark.parametrize(
     ("task", "channels"),
-    [("denoising", (3, 3)), ("jpeg", (1, 1)), ("demosaicing", (3, 3)), ("own", (1, 3))],
+    [
+        ("denoising", (3, 3)),
+        pytest.param("jpeg", (1, 1), marks=pytest.mark.slow),
+        pytest.param("demosaicing", (3, 3), marks=pytest.mark.slow),
+        ("own", (1, 3)),
+    ],
 )
 def test_from_search_to_export(
     task: str, channels: tuple[int, int], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

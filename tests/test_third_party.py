@@ -486,6 +486,7 @@ def _ddp_worker(rank, folder, network, images):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ddp_gradients_equal_those_of_one_process(tmp_path):
     network = derived(unet_space(attention="cla"))
     images = torch.rand(2, 3, 16, 12)

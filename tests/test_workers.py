@@ -119,6 +119,7 @@ def test_a_worker_that_was_taken_for_dead_goes_on(tmp_path):
     assert len(run.candidates) == 6 and calls == 7
 
 
+@pytest.mark.slow
 def test_four_workers_on_sqlite(tmp_path):
     check_workers(f"sqlite:///{tmp_path}/study.db", tmp_path)
 
