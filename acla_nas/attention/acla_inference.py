@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from acla_nas.attention import acla_kernels as kernels
-from acla_nas.attention.weighted_keys import softmax_of
+from acla_nas.attention.weighted_keys import as_it_lies, softmax_of
 from acla_nas.ops.addresses import addresses
 from acla_nas.ops.jit import share_threads
 from acla_nas.ops.scratch import scratch
@@ -40,12 +39,7 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
     (batch, _, height, width), dtype = query.shape, query.dtype
     channels, keys = module.channels, module.num_keys
     masks = 0 if not module.adaptive else 1 if module.shared_mask else keys
-    features, is_turned = [query, *references.values()], []
-    for i, feature in enumerate(features):
-        is_first = feature.is_contiguous()
-        is_turned.append(not is_first and feature.is_contiguous(memory_format=torch.channels_last))
-        if not is_first and not is_turned[i]:
-            features[i] = feature.contiguous()
+    features, is_turned = zip(*(as_it_lies(feature) for feature in (query, *references.values())))
     weights: list[Tensor] = []
     of: list[int] = [channels]
     sizes: list[int] = []

@@ -105,21 +105,25 @@ def _reference(references, r):
 
 
 @jit()
+def _owners(queries, keys):
+    """Return of each key of so many queries, which have as many each, whose it is: (n K,), int32."""
+    return (np.arange(queries * keys) // keys).astype(np.int32)
+
+
+@jit()
 def _repeat(queries, base, inside):
     """Return what is the same for all blocks, for as many queries as a block has at most.
 
     Returns:
-        (n K,), int32, the column of the query within the block; and (2 + R, n K), where keys are at first,
-        along x and along y, and gates within the softmax.
+        (2 + R, n K), where keys are at first, along x and along y, and gates within the softmax.
     """
     keys, n = len(base), most_of_block(queries)
-    columns, repeated = np.empty(n * keys, np.int32), np.empty((2 + len(inside), n * keys), base.dtype)
+    repeated = np.empty((2 + len(inside), n * keys), base.dtype)
     for q in range(n):
         for k in range(keys):
-            columns[q * keys + k] = q
             repeated[0:2, q * keys + k] = base[k]
             repeated[2:, q * keys + k] = inside[:, k]
-    return columns, repeated
+    return repeated
 
 
 @jit()
@@ -150,13 +154,13 @@ def _block(queries, task):
 
 
 @jit()
-def _find(queries, line, first, columns, repeated, along_x, along_y, left, above, across, down):
+def _find(queries, line, first, owners, repeated, along_x, along_y, left, above, across, down):
     """Write which pixel is at the upper left of the keys of a block, and how far beyond it they lie.
 
     Args:
         queries: that are worked on.
         line, first: the row of the block, and its first column.
-        columns, repeated: see :func:`_repeat`.
+        owners, repeated: see :func:`_owners` and :func:`_repeat`.
         along_x, along_y: (n K or more,), offsets beyond the base in a reference.
         left, above, across, down: (n K,), written.
     """
@@ -167,7 +171,7 @@ def _find(queries, line, first, columns, repeated, along_x, along_y, left, above
         column, row = np.floor(at_x), np.floor(at_y)
         across[i] = at_x - column
         down[i] = at_y - row
-        left[i] = x + columns[i] + np.int32(min(max(column, -far), far))
+        left[i] = x + owners[i] + np.int32(min(max(column, -far), far))
         above[i] = y + np.int32(min(max(row, -far), far))
 
 
@@ -384,7 +388,7 @@ def _count_closed(masks, bias):
 
 @jit()
 def _sum_block(
-    queries, softmax, line, first, pixels, scores, columns, repeated, outside, tables, masks, into, log_sums
+    queries, softmax, line, first, pixels, scores, owners, repeated, outside, tables, masks, into, log_sums
 ):  # fmt: skip
     """Write y of Eq. 6 for a block of queries, and return how many keys are open.
 
@@ -392,7 +396,7 @@ def _sum_block(
         queries, softmax, scores, tables, masks: see above.
         line, first: the row of the block, and its first column.
         pixels: of the query, (n, C).
-        columns, repeated: see :func:`_repeat`.
+        owners, repeated: see :func:`_owners` and :func:`_repeat`.
         outside: (R,), gates of references outside of the softmax.
         into: (n, C), written.
         log_sums: (n,), written: logarithms of what a joint softmax divides by.
@@ -411,7 +415,7 @@ def _sum_block(
     for r in range(references):
         table = tables[r]
         _offset(pixels, scores[r], offsets)
-        _find(queries, line, first, columns, repeated, offsets[0], offsets[1], left, above, across, down)
+        _find(queries, line, first, owners, repeated, offsets[0], offsets[1], left, above, across, down)
         _four(queries, left, above, across, down, pixel, share)
         if softmax.masks > 0:
             _read_masks(masks[r], keys, pixel, share, gates)
@@ -496,7 +500,7 @@ def sum_keys(
         opened: (tasks,) int64, written: open keys of each block.
         result: b C P numbers, written.
     """
-    columns, repeated = _repeat(queries, base, inside)
+    owners, repeated = _owners(most_of_block(queries), len(base)), _repeat(queries, base, inside)
     count, size, channels = tables.shape
     width, strips = channels + masks.shape[2], (size + _STRIP - 1) // _STRIP
     per_image = len(opened) // queries.images
@@ -517,7 +521,7 @@ def sum_keys(
             at = first - image * size
             of = _part(query, is_turned, channels, size, image, at, at + last - first, y)
             opened[task] = _sum_block(
-                queries, softmax, line, begin, of, scores, columns, repeated, outside, tables,
+                queries, softmax, line, begin, of, scores, owners, repeated, outside, tables,
                 masks, y[first:last], log_sums[first:last],
             )  # fmt: skip
             projected = np.empty((last - first, channels), y.dtype)
@@ -575,7 +579,8 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
             transpose(offset[0::2], scores[r, 0])
             transpose(offset[1::2], scores[r, 1])
             transpose(matrix_at(weights[r, 1], keys, size, out), scores[r, 2])
-    columns, repeated = _repeat(queries, base, np.ones((references, keys), dtype))
+    owners = _owners(most_of_block(queries), keys)
+    repeated = _repeat(queries, base, np.ones((references, keys), dtype))
     outside = np.ones(references, dtype)
     opened = np.empty(count_tasks(queries) // queries.images, np.int64)
     closed = np.empty(references * strips, np.int32)
@@ -596,7 +601,7 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
             of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
             into, log_sums = np.empty((last - first, size), dtype), np.empty(last - first, dtype)
             opened[task] = _sum_block(
-                queries, found, line, begin, of, scores, columns, repeated, outside, tables, masks, into,
+                queries, found, line, begin, of, scores, owners, repeated, outside, tables, masks, into,
                 log_sums,
             )  # fmt: skip
             _write(into, is_turned[0], first, result)
@@ -652,7 +657,7 @@ def _gate(softmax, read, gates, slopes):
 
 @jit()
 def _differentiate_block(
-    queries, softmax, line, first, pixels, scores, columns, repeated, r, beyond, table, masks, grad, log_sums,
+    queries, softmax, line, first, pixels, scores, owners, repeated, r, beyond, table, masks, grad, log_sums,
     totals, of_open, is_on, of_found, of_masks, of_inside, into,
 ):  # fmt: skip
     """Do what :func:`differentiate` does for a block of queries and a reference; return dL/d(outside).
@@ -660,7 +665,7 @@ def _differentiate_block(
     But for the gradient of the table: :func:`_add_to_table` takes it from the keys.
 
     Args:
-        queries, softmax, columns, repeated: as elsewhere.
+        queries, softmax, owners, repeated: as elsewhere.
         line, first: the row of the block, and its first column.
         pixels: of the query, (n, C).
         scores: of the reference, (3, C, K).
@@ -691,7 +696,7 @@ def _differentiate_block(
     _take_parts(pixels, scores[2:], repeated[2 + r : 3 + r], softmax, keys, shift, True, parts)
     part = parts[0]
     _offset(pixels, scores, offsets)
-    _find(queries, line, first, columns, repeated, offsets[0], offsets[1], left, above, across, down)
+    _find(queries, line, first, owners, repeated, offsets[0], offsets[1], left, above, across, down)
     _four(queries, left, above, across, down, pixel, share)
     for q in range(n):
         multiply_rows(table, pixel, grad[q], 4 * q * keys, 4 * (q + 1) * keys, four)
@@ -757,7 +762,7 @@ def _differentiate_block(
 
 
 @jit()
-def _add_to_table(keys, order, runs, owner, grad, of_table):
+def _add_to_table(keys, order, runs, owners, grad, of_table):
     """Add to the gradient of a table what the keys of some queries give.
 
     They are sorted by the pixels that they lie between: what several add to these is summed in registers.
@@ -765,7 +770,7 @@ def _add_to_table(keys, order, runs, owner, grad, of_table):
     Args:
         keys: of the queries.
         order, runs: (n K,) and (n K + 1,) int32 or more, overwritten.
-        owner: (n K or more,) int32, which of the queries has a key.
+        owners: of n queries or more, see :func:`_owners`.
         grad: of these, (n, C).
         of_table: (h w, C), added to.
     """
@@ -793,7 +798,7 @@ def _add_to_table(keys, order, runs, owner, grad, of_table):
         count += end[c] != last
         last = end[c]
         runs[np.uintp(count)] = last
-    add_to_cells(of_table, runs[: count + 1], order, owner, keys.pixel, keys.share, grad)
+    add_to_cells(of_table, runs[: count + 1], order, owners, keys.pixel, keys.share, grad)
 
 
 @jit()
@@ -897,12 +902,12 @@ def differentiate(
         of_inside: (chunks, R, K), added to: the gradient of s.
         of_outside: (chunks, R), likewise, of the gates outside.
     """
-    columns, repeated = _repeat(queries, base, inside)
+    repeated = _repeat(queries, base, inside)
     parts, chunks, keys, size = len(of_query), len(of_scores), len(base), queries.h * queries.w
     channels, width, most = grad.shape[1], grad.shape[1] + masks.shape[2], most_of_block(queries)
     per_image = count_tasks(queries) // queries.images
     together = max(1, _SORTED // most)
-    owner = (np.arange(together * most * keys) // keys).astype(np.int32)
+    owners = _owners(together * most, keys)
     for thread in numba.prange(threads):
         found, scores = np.empty((most, 3 * keys), grad.dtype), np.empty((3, channels, keys), grad.dtype)
         number = together * most * keys
@@ -937,7 +942,7 @@ def differentiate(
                             line, begin, first, last = _block(queries, block)
                             of_found = found[: last - first]
                             of_outside[chunk, r] += _differentiate_block(
-                                queries, softmax, line, begin, pixels[first:last], scores, columns, repeated,
+                                queries, softmax, line, begin, pixels[first:last], scores, owners, repeated,
                                 r, outside[r], table, mask, grad[first:last], log_sums[first:last],
                                 totals[first:last], of_open, r < on, of_found, of_mask, of_inside[chunk, r],
                                 _keys_of(every, keys, first - whole, last - whole),
@@ -952,7 +957,7 @@ def differentiate(
                                     add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
                         if r < on:
                             of = _keys_of(every, keys, 0, last - whole)
-                            _add_to_table(of, order, runs, owner, grad[whole:last], of_table)
+                            _add_to_table(of, order, runs, owners, grad[whole:last], of_table)
                     if r < on:
                         into = of_projections[chunk, r][:, : reference.channels]
                         _project_gradients(reference, image, of_table, of_mask, into)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from acla_nas.attention.shared_gradient import shared_gradient
+from acla_nas.attention.shared_gradient import SharedGradient, shared_gradient
 from acla_nas.attention.weighted_keys import differentiate, key_rows, sum_keys
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def attend(
     projections = [layer.projection().flatten(1) for layer in layers]  # (C + masks) x C_l
     out = module.out.weight.flatten(1)
     result: tuple[Tensor, Tensor] = _Attend.apply(
-        (module, on, [shared_gradient(x) for x in references]),
-        query, key_rows(layers), inside, outside, out, *references, *projections,
+        module, on, [shared_gradient(x) for x in references], query, key_rows(layers), inside, outside, out,
+        *references, *projections,
     )  # fmt: skip
     return result
 
@@ -55,24 +55,26 @@ class _Attend(torch.autograd.Function):
     """See :func:`attend`."""
 
     @staticmethod
-    def forward(ctx: Any, of: tuple[ACLA, int, Any], *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        module, on, _ = of
+    def forward(
+        ctx: Any, module: ACLA, on: int, shared: Sequence[SharedGradient | None], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         query, rows, inside, outside, out, *rest = tensors
         references, projections = rest[:on], rest[len(inside) :][:on]
         result, y, log_sums, opened = sum_keys(
             module, query, references, projections, rows[:on], inside[:on], outside[:on], out
         )
-        ctx.of = of
+        ctx.module, ctx.on, ctx.shared = module, on, shared
         ctx.save_for_backward(y, log_sums, *tensors)
         return result, query.new_tensor(opened / _num_keys(module, query, on))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_result: Tensor, of_share: Tensor) -> tuple[Tensor | None, ...]:
-        (module, on, shared), (y, log_sums, *tensors) = ctx.of, ctx.saved_tensors
+        module, on, (y, log_sums, *tensors) = ctx.module, ctx.on, ctx.saved_tensors
         of_open = float(of_share) / _num_keys(module, tensors[0], on)
-        needed = ctx.needs_input_grad[1:]
-        return (None, *differentiate(module, on, tensors, needed, of_result, y, log_sums, of_open, shared))
+        needed = ctx.needs_input_grad[3:]
+        of = differentiate(module, on, tensors, needed, of_result, y, log_sums, of_open, ctx.shared)
+        return (None, None, None, *of)
 
 
 def _num_keys(module: ACLA, query: Tensor, references: int) -> int:

@@ -22,16 +22,20 @@ class SharedGradient:
 
         The tensor has the shape and the dtype of the feature, and is contiguous.
         """
-        is_begun = self._total is not None and self._task == torch._C._current_graph_task_id()
-        if self._total is None or not is_begun:
-            self._total = torch.empty(feature.shape, dtype=feature.dtype, device=feature.device)
-            self._task = torch._C._current_graph_task_id()
-        return self._total, is_begun
+        total = self._begun()
+        if total is not None:
+            return total, True
+        self._total = torch.empty(feature.shape, dtype=feature.dtype, device=feature.device)
+        self._task = torch._C._current_graph_task_id()
+        return self._total, False
 
     def take(self) -> Tensor | None:
         """Return what was added in this backward pass, and forget it."""
-        total, self._total = self._total, None
-        return total if self._task == torch._C._current_graph_task_id() else None
+        total, self._total = self._begun(), None
+        return total
+
+    def _begun(self) -> Tensor | None:
+        return self._total if self._task == torch._C._current_graph_task_id() else None
 
 
 def share_gradient(feature: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def sum_keys(
     count, masks = len(references), len(projections[0]) - channels
     references, projections = ([t.contiguous() for t in of] for of in (references, projections))
     places = _places(references, projections, batch * height * width)
-    query, is_turned = _as_it_lies(query)
+    query, is_turned = as_it_lies(query)
     sizes = [batch * height * width * channels, channels**2, count * 3 * module.num_keys * channels]
     at = addresses([query, out, rows], sizes, dtype)[0]
     queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
@@ -126,15 +126,16 @@ def differentiate(
     masks, chunks = len(projections[0]) - channels, min(batch, _TASKS)
     parts = min(count, -(-_TASKS // chunks))
     # Of references that are on, each image is written in its turn.
-    of_references, places = [], _places(references, projections, batch * pixels)
-    for r, (x, need, gradient) in enumerate(zip(rest, are_needed, shared)):
-        of: Tensor | None = None
-        if need and gradient is None:
-            of = (torch.empty if r < on else torch.zeros)(x.shape, dtype=dtype)
-        of_references.append(of)
-        if need and gradient is not None and r < on:
+    of_references: list[Tensor | None] = [None] * every
+    places = _places(references, projections, batch * pixels)
+    for r, (x, gradient) in enumerate(zip(rest, shared)):
+        if not are_needed[r]:
+            continue
+        if gradient is None:
+            of = of_references[r] = (torch.empty if r < on else torch.zeros)(x.shape, dtype=dtype)
+        elif r < on:
             of, places[r, 4] = gradient.to_add_to(x)
-        if of is not None and r < count:
+        if r < on:
             places[r, 3] = of.data_ptr()
     of_scores = rows.new_zeros(chunks, count, 3 * module.num_keys * needed[1], channels)
     most = max(x.shape[1] for x in references)
@@ -144,7 +145,7 @@ def differentiate(
     threads = share_threads()
     grad, totals = scratch("gradient of y", dtype, *y.shape), query.new_empty(len(y))
     of_out = out.new_zeros(_TASKS, channels * needed[4], channels)
-    of_result, is_turned = _as_it_lies(of_result.to(dtype))
+    of_result, is_turned = as_it_lies(of_result)
     kernels.differentiate_out(
         batch, of_result.data_ptr(), is_turned,
         *(t.contiguous().numpy() for t in (out, y, grad, totals, of_out)),
@@ -155,7 +156,7 @@ def differentiate(
     number: Any = base.numpy().dtype.type
     queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
     arrays = (
-        _rows("query", query), rows, base, inside, outside, grad, totals, log_sums, tables, mask_values,
+        _rows(query), rows, base, inside, outside, grad, totals, log_sums, tables, mask_values,
         of_tables, of_masks, of_pixels.flatten(1, 2), of_scores, of_projections, of_inside, of_outside,
     )  # fmt: skip
     kernels.differentiate(
@@ -196,7 +197,7 @@ def _places(references: Sequence[Tensor], projections: Sequence[Tensor], pixels:
     return places
 
 
-def _as_it_lies(features: Tensor) -> tuple[Tensor, bool]:
+def as_it_lies(features: Tensor) -> tuple[Tensor, bool]:
     """Return (B, C, H, W) in a memory format that loops read, and whether it is (B, H, W, C) in memory."""
     if features.is_contiguous():
         return features, False
@@ -204,11 +205,11 @@ def _as_it_lies(features: Tensor) -> tuple[Tensor, bool]:
     return features if is_turned else features.contiguous(), is_turned
 
 
-def _rows(name: str, features: Tensor) -> Tensor:
-    """Return (B, C, H, W) as (B H W, C): where it has to be written, in scratch memory of this name."""
-    batch, channels, height, width = features.shape
-    rows = features.permute(0, 2, 3, 1)
+def _rows(query: Tensor) -> Tensor:
+    """Return (B, C, H, W) as (B H W, C): where it has to be written, in scratch memory."""
+    batch, channels, height, width = query.shape
+    rows = query.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
-        rows = scratch(name, features.dtype, batch, height * width, channels)
-        lay_out(features.flatten(2).numpy(), rows.numpy())
+        rows = scratch("query", query.dtype, batch, height * width, channels)
+        lay_out(query.flatten(2).numpy(), rows.numpy())
     return rows.view(-1, channels)

@@ -2,7 +2,7 @@
 
 A compiler has to test for each row whether it overlaps with another, which takes longer than the work on 64
 channels: what is read and written in which order is said here instead. All arrays are contiguous and, but for
-index, of one dtype.
+those of int32, of one dtype.
 """
 
 from __future__ import annotations
@@ -73,11 +73,10 @@ def add_to_cells(
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loop = Loop(context, builder, signature, arguments)
         table, runs, order, row, index, factor, given = loop.arguments
-        channels = loop.width
         count_runs = builder.sub(length(context, builder, signature.args[1], arguments[1]), loop.whole(1))
 
         def read(array: Any, at: Any) -> Any:
-            return builder.sext(builder.load(builder.gep(array, [at])), channels.type)
+            return builder.sext(builder.load(builder.gep(array, [at])), loop.width.type)
 
         def work(c: Any, kind: Any, count: int) -> None:
             sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(_ROWS)]
@@ -88,7 +87,7 @@ def add_to_cells(
                         builder.store(ir.Constant(kind, None), total)
                 with loop.counted(first, last) as entry:
                     key = read(order, entry)
-                    at = builder.add(builder.mul(read(row, key), channels), c)
+                    at = builder.add(loop.start_of(row, key), c)
                     vectors = [loop.load(loop.place(given, at, kind, j)) for j in range(count)]
                     four = builder.mul(key, loop.whole(_ROWS))
                     for i, line in enumerate(sums):
@@ -103,7 +102,7 @@ def add_to_cells(
                         place = loop.place(table, at, kind, j)
                         loop.store(builder.fadd(loop.load(place), builder.load(total)), place)
 
-        loop.over_channels(channels, _TOGETHER, work)
+        loop.over_channels(loop.width, _TOGETHER, work)
         return context.get_dummy_value()
 
     return nothing(table, runs, order, row, index, factor, given), build

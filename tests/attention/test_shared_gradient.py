@@ -52,14 +52,14 @@ def test_are_those_without_it(network, images, monkeypatch):
 
 
 def test_with_gates_of_which_some_are_off(network, images, monkeypatch):
-    found = []
-    for change in ({}, {"share_gradient": lambda x: x}):
-        for name, value in change.items():
-            monkeypatch.setattr(networks, name, value)
+    def found():
         gates = {j: torch.tensor(float(j % 2), dtype=torch.float64, requires_grad=True) for j in range(1, 5)}
         wanted = [*gates.values(), *network.backbone.parameters()]
-        found.append(torch.autograd.grad(loss_of(network, images, gates), wanted))
-    assert_equal(*found)
+        return torch.autograd.grad(loss_of(network, images, gates), wanted)
+
+    shared = found()
+    monkeypatch.setattr(networks, "share_gradient", lambda x: x)
+    assert_equal(shared, found())
 
 
 def test_backward_passes_after_another(network, images):

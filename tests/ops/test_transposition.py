@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from acla_nas.ops.jit import jit
-from acla_nas.ops.transposition import transpose
+from acla_nas.ops.transposition import add_transposed, transpose
 
 
 @jit()
 def _transpose(a, into):
     transpose(a, into)
+
+
+@jit()
+def _add_transposed(a, into):
+    add_transposed(a, into)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -21,5 +26,7 @@ def test_transposition(m, n, dtype):
     whole = np.full((n + 2, m + 4), 7, dtype)
     _transpose(a, whole[1:-1, 3:-1])
     np.testing.assert_array_equal(whole[1:-1, 3:-1], a.T)
+    _add_transposed(a, whole[1:-1, 3:-1])
+    np.testing.assert_array_equal(whole[1:-1, 3:-1], 2 * a.T)
     whole[1:-1, 3:-1] = 7
     assert (whole == 7).all()
