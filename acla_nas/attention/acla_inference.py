@@ -56,12 +56,13 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
     shape = (batch, height, width, channels) if is_turned[0] else (batch, channels, height, width)
     out = query.new_empty(shape)
     tables = scratch("tables", dtype, len(references), height * width, channels)
-    of_masks = scratch("masks", dtype, len(references), height * width, masks)
+    queries = kernels.Queries(batch, height, width, kernels.FORWARD)
+    of_masks = scratch("masks", dtype, len(references), masks, kernels.size_of_plane(queries))
     base = module.base.to(dtype).numpy()
     number = base.dtype.type
     share_threads()
     kernels.infer(
-        kernels.Queries(batch, height, width, kernels.FORWARD), softmax_of(module, masks, number),
+        queries, kernels.strips_of(queries), softmax_of(module, masks, number),
         np.array(of), of_features, np.array(is_turned), starts,
         weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, tables.numpy(),
         of_masks.numpy(), out.view(-1).numpy(),

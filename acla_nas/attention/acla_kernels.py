@@ -3,9 +3,10 @@
 Q query pixels, those of b images, have K keys in each of R references, maps of the query's size.
 ``pixels``, (Q, C), and ``scores``, (R, 3, C, K), have the query and what projects it to its keys: for each
 reference to the offsets beyond ``base``, (K, 2), along x and along y, and to the logits. ``tables``,
-(R, h w, C), have a row for each pixel of a reference in one image, G x, and ``masks``, (R, h w, M), M x: one
-number or K, none where there are no masks. Keys of n neighbouring queries of a row are worked on together,
-one simple loop after the other, which compilers make fast; what belongs to them stays in a near cache.
+(R, h w, C), have a row for each pixel of a reference in one image, G x, and ``masks``, (R, M, P), a plane for
+each of its masks, M x: one or K, none where there are no masks. Zeros surround what is in a plane. Keys of n
+neighbouring queries of a row are worked on together, one simple loop after the other, which compilers make
+fast; what belongs to them stays in a near cache.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from acla_nas.ops.addresses import matrix_at
 from acla_nas.ops.jit import jit
 from acla_nas.ops.products import add_product, multiply
 from acla_nas.ops.rows import add_rows, add_to_cells, multiply_rows
+from acla_nas.ops.squares import add_to_squares, take_squares
 from acla_nas.ops.transposition import add_transposed, transpose
 from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two, prefetch
 
@@ -26,6 +28,7 @@ _STRIP = 48  # pixels projected together: they stay in the nearest cache
 FORWARD, BACKWARD = 24, 48  # queries worked on together: for all references, and for one (measured)
 _SORTED = 192  # queries whose keys are sorted together: many lie between the same pixels (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
+_EDGE = 2  # pixels of zeros around a plane: what is farther off is as if it were there
 _LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 
@@ -43,6 +46,16 @@ class Queries(NamedTuple):
     h: int
     w: int
     together: int
+
+
+def strips_of(queries: Queries) -> Queries:
+    """Return the pixels of an image, as many together as are projected together."""
+    return queries._replace(images=1, together=_STRIP)
+
+
+def size_of_plane(queries: Queries) -> int:
+    """Return how many numbers a plane has, P."""
+    return (queries.h + 2 * _EDGE) * (queries.w + _EDGE) + _EDGE
 
 
 class Softmax(NamedTuple):
@@ -88,7 +101,7 @@ class Keys(NamedTuple):
         pixel: (4 n K,) int32, the four around each.
         share: (4 n K,), of each of these in what is read at the key, times the weight of it.
         weight: (n K,).
-        cell: (n K,) int32, the same number for those between the same pixels.
+        cell: (n K,) int32, where the first of the four is in a plane.
     """
 
     pixel: Any
@@ -154,6 +167,18 @@ def _block(queries, task):
 
 
 @jit()
+def _width_of_plane(queries):
+    """Return how far apart rows of a plane are: what is right of one is left of the next."""
+    return queries.w + _EDGE
+
+
+@jit()
+def _cell(queries, line, column):
+    """Return where a pixel is in a plane; its row is counted from that of the first image."""
+    return (line % queries.h + _EDGE) * _width_of_plane(queries) + column + _EDGE
+
+
+@jit()
 def _find(queries, line, first, owners, repeated, along_x, along_y, left, above, across, down):
     """Write which pixel is at the upper left of the keys of a block, and how far beyond it they lie.
 
@@ -176,19 +201,23 @@ def _find(queries, line, first, owners, repeated, along_x, along_y, left, above,
 
 
 @jit()
-def _four(queries, left, above, across, down, pixel, share):
+def _four(queries, left, above, across, down, pixel, share, cell):
     """Write the four pixels around keys, and the share of each in what is read there.
 
     Args:
         queries: that are worked on.
         left, above, across, down: (n K,).
         pixel, share: (4 n K,), written; the share of what is outside the map is 0.
+        cell: (n K,) int32, written: where the first of them is in a plane.
     """
-    zero, one = np.int32(0), np.int32(1)
+    zero, one, edge, lowest = np.int32(0), np.int32(1), np.int32(_EDGE), np.int32(-_EDGE)
+    width, h = np.int32(_width_of_plane(queries)), np.int32(queries.h)
     bottom, right, w = np.int32(queries.h - 1), np.int32(queries.w - 1), np.int32(queries.w)
     none, whole = share.dtype.type(0), share.dtype.type(1)
     for i in range(len(left)):
         x, y = left[i], above[i]
+        line, column = min(max(y, lowest), h), min(max(x, lowest), w)
+        cell[i] = np.int32(np.int32(np.int32(line + edge) * width) + np.int32(column + edge))
         next_x, next_y = np.int32(x + one), np.int32(y + one)
         near_x, far_x = min(max(x, zero), right), min(max(next_x, zero), right)
         near_y, far_y = min(max(y, zero), bottom), min(max(next_y, zero), bottom)
@@ -287,25 +316,12 @@ def _offset(pixels, scores, offsets):
 
 
 @jit()
-def _place(pixel, width, at):
-    """Return where a channel of a pixel is: unsigned, so that it is not tested for counting from the end."""
-    return np.uintp(pixel) * np.uintp(width) + np.uintp(at)
-
-
-@jit()
-def _read_masks(masks, keys, pixel, share, read):
-    """Write what the masks of a reference, (h w, M), have at the keys of a block."""
-    width, flat = masks.shape[1], masks.reshape(-1)
-    step = 1 if width > 1 else 0
-    for q in range(len(read) // keys):
-        for k in range(keys):
-            i, at = q * keys + k, k * step
-            read[i] = (
-                flat[_place(pixel[4 * i], width, at)] * share[4 * i]
-                + flat[_place(pixel[4 * i + 1], width, at)] * share[4 * i + 1]
-                + flat[_place(pixel[4 * i + 2], width, at)] * share[4 * i + 2]
-                + flat[_place(pixel[4 * i + 3], width, at)] * share[4 * i + 3]
-            )
+def _read_masks(queries, masks, keys, cell, share, four, read):
+    """Write what the masks of a reference, (M, P), have at the keys of a block, and at the pixels around."""
+    take_squares(masks, _width_of_plane(queries), keys, cell, four)
+    for i in range(len(read)):
+        upper = four[4 * i] * share[4 * i] + four[4 * i + 1] * share[4 * i + 1]
+        read[i] = upper + four[4 * i + 2] * share[4 * i + 2] + four[4 * i + 3] * share[4 * i + 3]
 
 
 @jit()
@@ -408,6 +424,7 @@ def _sum_block(
     left, above = np.empty(number, np.int32), np.empty(number, np.int32)
     across, down = np.empty(number, dtype), np.empty(number, dtype)
     pixel, share = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
+    cell, four = np.empty(number, np.int32), np.empty(4 * number, dtype)
     gates, weight, sums = np.ones(number, dtype), np.empty(number, dtype), np.zeros(n, dtype)
     begin, count = np.empty(n + 1, np.int32), 0
     _take_parts(pixels, scores[:, 2], repeated[2:], softmax, keys, log_sums, False, parts)
@@ -416,9 +433,9 @@ def _sum_block(
         table = tables[r]
         _offset(pixels, scores[r], offsets)
         _find(queries, line, first, owners, repeated, offsets[0], offsets[1], left, above, across, down)
-        _four(queries, left, above, across, down, pixel, share)
+        _four(queries, left, above, across, down, pixel, share, cell)
         if softmax.masks > 0:
-            _read_masks(masks[r], keys, pixel, share, gates)
+            _read_masks(queries, masks[r], keys, cell, share, four, gates)
             for i in range(number):
                 gates[i] = one if gates[i] + softmax.bias > none else none
         count += _weigh(softmax, keys, parts[r], repeated[2 + r], outside[r], gates, sums, weight)
@@ -464,37 +481,40 @@ def _part(address, is_turned, channels, pixels, image, first, last, like):
 
 
 @jit()
-def _lay_out(reference, image, to_table, first, last, table, masks):
-    """Write pixels first .. last - 1 of the table of a reference of an image, (h w, C), and of its masks.
+def _lay_out(strips, task, reference, image, to_table, table, masks):
+    """Write a strip of the table of a reference of an image, (h w, C), and of its masks, (M, P).
 
     Args:
+        strips, task: see :func:`strips_of`, and which.
         reference, image: which.
-        to_table: (largest C_l, C + M), what a pixel is multiplied with.
-        first, last: of the pixels.
+        to_table: (largest C_l, C), what a pixel is multiplied with.
         table, masks: written.
     """
+    line, begin, first, last = _block(strips, task)
     pixels, channels = table.shape
-    feature = _image(reference.feature, image, reference.channels, pixels, table)[:, first:last].T
-    matrix = to_table[: reference.channels]
-    multiply(feature, matrix[:, :channels], table[first:last])
-    multiply(feature, matrix[:, channels:], masks[first:last])
+    feature = _image(reference.feature, image, reference.channels, pixels, table)[:, first:last]
+    multiply(feature.T, to_table[: reference.channels], table[first:last])
+    at, size = _cell(strips, line, begin), channels + len(masks)
+    projection = matrix_at(reference.projection, size, reference.channels, table)
+    multiply(projection[channels:], feature, masks[:, at : at + last - first])
 
 
 @jit(parallel=True)
 def sum_keys(
-    queries, softmax, references, query, is_turned, scores, base, inside, outside, out, tables, masks, y,
-    log_sums, opened, result,
+    queries, strips, softmax, references, query, is_turned, scores, base, inside, outside, out, tables, masks,
+    y, log_sums, opened, result,
 ):  # fmt: skip
     """Write y of Eq. 6, the sums of what is read at all keys, weighted, and H y.
 
     Args:
         queries, softmax, scores, base: see above.
+        strips: see :func:`strips_of`.
         references: (R, 5) int64, see :class:`Reference`.
         query: the address of it, (b, C, P).
         is_turned: whether that and the result are (b, P, C) instead.
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
         out: H, (C, C).
-        tables, masks: (R, h w, C) and (R, h w, M), overwritten.
+        tables, masks: (R, h w, C) and (R, M, P), overwritten.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
         opened: (tasks,) int64, written: open keys of each block.
@@ -502,20 +522,20 @@ def sum_keys(
     """
     owners, repeated = _owners(most_of_block(queries), len(base)), _repeat(queries, base, inside)
     count, size, channels = tables.shape
-    width, strips = channels + masks.shape[2], (size + _STRIP - 1) // _STRIP
-    per_image = len(opened) // queries.images
-    to_tables = np.empty((count, references[:, 0].max(), width), y.dtype)
-    for r in range(count):
+    per_image, in_image = len(opened) // queries.images, count_tasks(strips)
+    to_tables = np.empty((count, references[:, 0].max(), channels), y.dtype)
+    for r in numba.prange(count):
         reference = _reference(references, r)
-        transpose(matrix_at(reference.projection, width, reference.channels, y), to_tables[r])
+        transpose(matrix_at(reference.projection, channels, reference.channels, y), to_tables[r])
+        masks[r] = 0
     turned = np.empty((channels, channels), y.dtype)
     transpose(out, turned)
     for image in range(queries.images):
         of_image = result[image * size * channels : (image + 1) * size * channels]
-        for task in numba.prange(count * strips):
-            r, first = task // strips, task % strips * _STRIP
-            last = min(first + _STRIP, size)
-            _lay_out(_reference(references, r), image, to_tables[r], first, last, tables[r], masks[r])
+        for task in numba.prange(count * in_image):
+            r = task // in_image
+            reference = _reference(references, r)
+            _lay_out(strips, task % in_image, reference, image, to_tables[r], tables[r], masks[r])
         for task in numba.prange(image * per_image, (image + 1) * per_image):
             line, begin, first, last = _block(queries, task)
             at = first - image * size
@@ -541,29 +561,32 @@ def _write(rows, is_turned, first, result):
 
 
 @jit(parallel=True)
-def infer(queries, softmax, channels, features, is_turned, weights, out, scale, base, tables, masks, y):
+def infer(
+    queries, strips, softmax, channels, features, is_turned, weights, out, scale, base, tables, masks, y
+):  # fmt: skip
     """Write H y: all that a module computes without gradients.
 
     H and G are linear: one matrix H G does for both. Tensors are given by their addresses.
 
     Args:
         queries, softmax, base: see above, of whole images.
+        strips: see :func:`strips_of`.
         channels: (1 + R,), of the query and of the references.
         features: (1 + R,), these: (b, C, P).
         is_turned: (1 + R,), which of them are (b, P, C) instead; the result is as the query is.
         weights: (R, 4), W_off (2 K, C), W_att (K, C), M (masks, C_l) and G (C, C_l) of each reference.
         out: H, (C, C).
         scale: of M.
-        tables, masks: (R, P, C) and (R, P, M), overwritten.
-        y: b C P numbers, written.
+        tables, masks: (R, h w, C) and (R, M, P), overwritten.
+        y: b C h w numbers, written.
     """
     references, size, keys, dtype = len(weights), len(out), len(base), out.dtype
-    pixels, gates = queries.h * queries.w, masks.shape[2]
+    pixels, gates = queries.h * queries.w, masks.shape[1]
     most = channels[1:].max()
     turned, scores = np.empty((size, size), dtype), np.empty((references, 3, size, keys), dtype)
     values, to_masks = np.empty((references, most, size), dtype), np.empty((references, most, gates), dtype)
     transpose(out, turned)
-    parts, strips = (most + _STRIP - 1) // _STRIP, (pixels + _STRIP - 1) // _STRIP
+    parts, in_image = (most + _STRIP - 1) // _STRIP, count_tasks(strips)
     for task in numba.prange(references * parts):
         r, first = task // parts, task % parts * _STRIP
         last = min(first + _STRIP, channels[r + 1])
@@ -575,6 +598,7 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
                 for k in range(gates):
                     to_masks[r, i, k] = scale * mask[k, i]
         if first == 0:
+            masks[r] = 0
             offset = matrix_at(weights[r, 0], 2 * keys, size, out)
             transpose(offset[0::2], scores[r, 0])
             transpose(offset[1::2], scores[r, 1])
@@ -583,15 +607,17 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
     repeated = _repeat(queries, base, np.ones((references, keys), dtype))
     outside = np.ones(references, dtype)
     opened = np.empty(count_tasks(queries) // queries.images, np.int64)
-    closed = np.empty(references * strips, np.int32)
+    closed = np.empty(references * in_image, np.int32)
     for image in range(queries.images):
-        for task in numba.prange(references * strips):
-            r, first = task // strips, task % strips * _STRIP
-            last = min(first + _STRIP, pixels)
+        for task in numba.prange(references * in_image):
+            r = task // in_image
+            line, begin, first, last = _block(strips, task % in_image)
             of = _part(features[r + 1], is_turned[r + 1], channels[r + 1], pixels, image, first, last, out)
             multiply(of, values[r, : channels[r + 1]], tables[r, first:last])
-            multiply(of, to_masks[r, : channels[r + 1]], masks[r, first:last])
-            closed[task] = _count_closed(masks[r, first:last], softmax.bias)
+            at, found_masks = _cell(strips, line, begin), np.empty((last - first, gates), dtype)
+            multiply(of, to_masks[r, : channels[r + 1]], found_masks)
+            transpose(found_masks, masks[r, :, at : at + last - first])
+            closed[task] = _count_closed(found_masks, softmax.bias)
         # What is read lies between the masks and 0: where all of these are open, so is every key.
         counted = softmax.masks if softmax.bias <= 0 or closed.sum() > 0 else 0
         found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
@@ -605,20 +631,6 @@ def infer(queries, softmax, channels, features, is_turned, weights, out, scale, 
                 log_sums,
             )  # fmt: skip
             _write(into, is_turned[0], first, result)
-
-
-@jit()
-def _take_masks(masks, keys, pixel, four):
-    """Write the masks' logits at the four pixels around the keys of a block."""
-    width, flat = masks.shape[1], masks.reshape(-1)
-    step = 1 if width > 1 else 0
-    for q in range(len(four) // (4 * keys)):
-        for k in range(keys):
-            i, at = 4 * (q * keys + k), k * step
-            four[i] = flat[_place(pixel[i], width, at)]
-            four[i + 1] = flat[_place(pixel[i + 1], width, at)]
-            four[i + 2] = flat[_place(pixel[i + 2], width, at)]
-            four[i + 3] = flat[_place(pixel[i + 3], width, at)]
 
 
 @jit()
@@ -670,7 +682,7 @@ def _differentiate_block(
         pixels: of the query, (n, C).
         scores: of the reference, (3, C, K).
         r, beyond: which it is, and its gate outside of the softmax.
-        table, masks: of the reference and the image, (h w, C) and (h w, M).
+        table, masks: of the reference and the image, (h w, C) and (M, P).
         grad, log_sums, totals: of the block, see :func:`differentiate`.
         of_open: likewise.
         is_on: whether more is wanted than the gradients of gates.
@@ -697,12 +709,12 @@ def _differentiate_block(
     part = parts[0]
     _offset(pixels, scores, offsets)
     _find(queries, line, first, owners, repeated, offsets[0], offsets[1], left, above, across, down)
-    _four(queries, left, above, across, down, pixel, share)
+    _four(queries, left, above, across, down, pixel, share, cell)
     for q in range(n):
         multiply_rows(table, pixel, grad[q], 4 * q * keys, 4 * (q + 1) * keys, four)
     _interpolate(queries, four, left, above, across, down, product, slope_x, slope_y)
     if softmax.masks > 0:
-        _take_masks(masks, keys, pixel, four)
+        take_squares(masks, _width_of_plane(queries), keys, cell, four)
         _interpolate(queries, four, left, above, across, down, read, mask_slope_x, mask_slope_y)
         _gate(softmax, read, gates, slopes)
     _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
@@ -743,17 +755,8 @@ def _differentiate_block(
     copy_rows(slope_y.reshape(shape), of_found[:, keys : 2 * keys])
     copy_rows(of_switch_of, of_found[:, 2 * keys :])
     if softmax.masks > 0:
-        width, flat, step = softmax.masks, of_masks.reshape(-1), 1 if softmax.masks > 1 else 0
-        for q in range(n):
-            for k in range(keys):
-                i, at = q * keys + k, k * step
-                for entry in range(4 * i, 4 * i + 4):
-                    flat[_place(pixel[entry], width, at)] += of_mask[i] * share[entry]
-    before = np.int32(-1)
-    right, bottom, cells = np.int32(queries.w - 1), np.int32(queries.h - 1), np.int32(queries.w + 1)
+        add_to_squares(of_masks, _width_of_plane(queries), keys, cell, share, of_mask)
     for i in range(number):
-        x, y = min(max(left[i], before), right), min(max(above[i], before), bottom)
-        cell[i] = y * cells + x
         share[4 * i] *= weight[i]
         share[4 * i + 1] *= weight[i]
         share[4 * i + 2] *= weight[i]
@@ -809,36 +812,38 @@ def _keys_of(keys, each, first, last):
 
 
 @jit()
-def _project_gradients(reference, image, of_table, of_masks, of_projection):
+def _project_gradients(strips, reference, image, of_table, of_masks, of_projection):
     """Write the gradient of a reference, or add it, and add that of its projection.
 
     Args:
+        strips: see :func:`strips_of`.
         reference, image: which.
-        of_table, of_masks: gradients of its table and masks, (h w, C) and (h w, M).
-        of_projection: (C + M, C_l), added to where it has rows.
+        of_table, of_masks: gradients of its table and masks, (h w, C) and (M, P).
+        of_projection: (largest C_l, C + M), that of it transposed: added to, where it has columns.
     """
-    pixels, channels = of_table.shape
-    projection = matrix_at(reference.projection, channels + of_masks.shape[1], reference.channels, of_table)
+    (pixels, channels), masks, most = of_table.shape, len(of_masks), most_of_block(strips)
+    projection = matrix_at(reference.projection, channels + masks, reference.channels, of_table)
     feature = _image(reference.feature, image, reference.channels, pixels, of_table)
-    turned = np.empty((min(_STRIP, pixels), reference.channels), of_table.dtype)
     into = _image(reference.of_feature, image, reference.channels, pixels, of_table)
-    for first in range(0, pixels, _STRIP):
-        last = min(first + _STRIP, pixels)
-        after = min(last + _STRIP, pixels)
-        strip, of_values, of_gates = turned[: last - first], of_table[first:last], of_masks[first:last]
+    rows, gates = np.empty((most, reference.channels), into.dtype), np.empty((most, masks), into.dtype)
+    for task in range(count_tasks(strips)):
+        line, begin, first, last = _block(strips, task)
+        count, at, after = last - first, _cell(strips, line, begin), min(last + most, pixels)
+        of_values, of_gates = of_table[first:last], of_masks[:, at : at + count]
         if reference.of_feature != 0:
             prefetch(into[:, last:after])
-            multiply(of_values, projection[:channels], strip)
-            add_product(of_gates, projection[channels:], strip)
+            multiply(of_values, projection[:channels], rows[:count])
+            add_product(of_gates.T, projection[channels:], rows[:count])
             if reference.is_added:
-                add_transposed(strip, into[:, first:last])
+                add_transposed(rows[:count], into[:, first:last])
             else:
-                transpose(strip, into[:, first:last])
-        if len(of_projection) > 0:
+                transpose(rows[:count], into[:, first:last])
+        if of_projection.shape[1] > 0:
             prefetch(feature[:, last:after])
-            transpose(feature[:, first:last], strip)
-            add_product(of_values.T, strip, of_projection[:channels])
-            add_product(of_gates.T, strip, of_projection[channels:])
+            transpose(of_gates, gates[:count])
+            of = of_projection[: reference.channels]
+            add_product(feature[:, first:last], of_values, of[:, :channels])
+            add_product(feature[:, first:last], gates[:count], of[:, channels:])
 
 
 @jit(parallel=True)
@@ -875,8 +880,9 @@ def differentiate_out(images, of_result, is_turned, out, y, grad, totals, of_out
 
 @jit(parallel=True)
 def differentiate(
-    threads, queries, softmax, of_open, on, references, pixels, rows, base, inside, outside, grad, totals,
-    log_sums, tables, masks, of_tables, of_masks, of_query, of_scores, of_projections, of_inside, of_outside,
+    threads, queries, strips, softmax, of_open, on, references, pixels, rows, base, inside, outside, grad,
+    totals, log_sums, tables, masks, of_tables, of_masks, of_query, of_scores, of_projections, of_inside,
+    of_outside,
 ):  # fmt: skip
     """Write the gradients of all that a module is made of but H, from those of y.
 
@@ -888,6 +894,7 @@ def differentiate(
     Args:
         threads: that work at the same time.
         queries, softmax, base: see above.
+        strips: see :func:`strips_of`.
         of_open: gradient of a key's gate, beside that which it has through y.
         on: references that are on, from the first; of others there are gradients of gates only.
         references: (R, 5) int64, see :class:`Reference`.
@@ -895,16 +902,16 @@ def differentiate(
         rows: (R, 3, K, C), what projects them to their keys.
         inside, outside, log_sums: as for :func:`sum_keys`, and as it leaves them.
         grad, totals: as :func:`differentiate_out` writes them.
-        tables, masks, of_tables, of_masks: (threads, h w, C) and (threads, h w, M), overwritten.
+        tables, masks, of_tables, of_masks: (threads, h w, C) and (threads, M, P), overwritten.
         of_query: (parts, Q, C), written.
         of_scores: (chunks of images, R, 3 K, C), added to; without rows if not wanted.
-        of_projections: (chunks, R, C + M, largest C_l), added to; without rows if not wanted.
+        of_projections: (chunks, R, largest C_l, C + M), transposed, added to; without columns if not wanted.
         of_inside: (chunks, R, K), added to: the gradient of s.
         of_outside: (chunks, R), likewise, of the gates outside.
     """
     repeated = _repeat(queries, base, inside)
-    parts, chunks, keys, size = len(of_query), len(of_scores), len(base), queries.h * queries.w
-    channels, width, most = grad.shape[1], grad.shape[1] + masks.shape[2], most_of_block(queries)
+    parts, chunks, keys = len(of_query), len(of_scores), len(base)
+    channels, most = grad.shape[1], most_of_block(queries)
     per_image = count_tasks(queries) // queries.images
     together = max(1, _SORTED // most)
     owners = _owners(together * most, keys)
@@ -920,18 +927,18 @@ def differentiate(
         order, runs = np.empty(number, np.int32), np.empty(number + 1, np.int32)
         table, of_table = tables[thread], of_tables[thread]
         mask, of_mask = masks[thread], of_masks[thread]
+        mask[:] = 0
         for task in range(thread * parts * chunks // threads, (thread + 1) * parts * chunks // threads):
             part, chunk = task % parts, task // parts
             for r in range(part, len(references), parts):
                 reference = _reference(references, r)
-                to_table = np.empty((reference.channels, width), grad.dtype)
-                transpose(matrix_at(reference.projection, width, reference.channels, grad), to_table)
+                to_table = np.empty((reference.channels, channels), grad.dtype)
+                transpose(matrix_at(reference.projection, channels, reference.channels, grad), to_table)
                 for i in range(3):
                     transpose(rows[r, i], scores[i])
                 for image in range(chunk * queries.images // chunks, (chunk + 1) * queries.images // chunks):
-                    for first in range(0, size, _STRIP):
-                        last = min(first + _STRIP, size)
-                        _lay_out(reference, image, to_table, first, last, table, mask)
+                    for strip in range(count_tasks(strips)):
+                        _lay_out(strips, strip, reference, image, to_table, table, mask)
                     if r < on:
                         of_table[:] = 0
                         of_mask[:] = 0
@@ -959,5 +966,5 @@ def differentiate(
                             of = _keys_of(every, keys, 0, last - whole)
                             _add_to_table(of, order, runs, owners, grad[whole:last], of_table)
                     if r < on:
-                        into = of_projections[chunk, r][:, : reference.channels]
-                        _project_gradients(reference, image, of_table, of_mask, into)
+                        into = of_projections[chunk, r]
+                        _project_gradients(strips, reference, image, of_table, of_mask, into)

@@ -84,11 +84,11 @@ def sum_keys(
     arrays = (
         rows.mT, base, inside, outside, out,
         scratch("tables", dtype, count, height * width, channels),
-        scratch("masks", dtype, count, height * width, masks),
+        scratch("masks", dtype, count, masks, kernels.size_of_plane(queries)),
         y, log_sums, opened, result.view(-1),
     )  # fmt: skip
     kernels.sum_keys(
-        queries, softmax_of(module, masks, number), places, at, is_turned,
+        queries, kernels.strips_of(queries), softmax_of(module, masks, number), places, at, is_turned,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, int(opened.sum())
@@ -139,7 +139,7 @@ def differentiate(
             places[r, 3] = of.data_ptr()
     of_scores = rows.new_zeros(chunks, count, 3 * module.num_keys * needed[1], channels)
     most = max(x.shape[1] for x in references)
-    of_projections = query.new_zeros(chunks, count, len(projections[0]) * any(are_weights_needed), most)
+    of_projections = query.new_zeros(chunks, count, most, len(projections[0]) * any(are_weights_needed))
     of_inside, of_outside = inside.new_zeros(chunks, *inside[:count].shape), outside.new_zeros(chunks, count)
     of_pixels = scratch("gradient of the query", dtype, parts, batch, pixels, channels)
     threads = share_threads()
@@ -151,21 +151,22 @@ def differentiate(
         *(t.contiguous().numpy() for t in (out, y, grad, totals, of_out)),
     )  # fmt: skip
     tables, of_tables = scratch("tables", dtype, 2, threads, pixels, channels)
-    mask_values, of_masks = scratch("masks", dtype, 2, threads, pixels, masks)
+    queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
+    mask_values, of_masks = scratch("masks", dtype, 2, threads, masks, kernels.size_of_plane(queries))
     base = module.base.to(dtype)
     number: Any = base.numpy().dtype.type
-    queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
     arrays = (
         _rows(query), rows, base, inside, outside, grad, totals, log_sums, tables, mask_values,
         of_tables, of_masks, of_pixels.flatten(1, 2), of_scores, of_projections, of_inside, of_outside,
     )  # fmt: skip
     kernels.differentiate(
-        threads, queries, softmax_of(module, masks, number), number(of_open), on, places,
+        threads, queries, kernels.strips_of(queries), softmax_of(module, masks, number), number(of_open), on,
+        places,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     of_query = query.new_empty(query.shape)
     kernels.turn_to_features(of_pixels.numpy(), of_query.flatten(2).numpy())
-    of_each = of_projections.sum(0)
+    of_each = of_projections.sum(0).mT.contiguous()
     of_weights = [
         of_each[r, :, : rest[r].shape[1]] if need and r < on else None
         for r, need in enumerate(are_weights_needed)
