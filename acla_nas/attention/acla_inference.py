@@ -55,9 +55,10 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
     of_features = addresses(features, [batch * size * height * width for size in of], dtype)
     shape = (batch, height, width, channels) if is_turned[0] else (batch, channels, height, width)
     out = query.new_empty(shape)
-    tables = scratch("tables", dtype, len(references), height * width, channels)
     queries = kernels.Queries(batch, height, width, kernels.FORWARD)
-    of_masks = scratch("masks", dtype, len(references), masks, kernels.size_of_plane(queries))
+    size = kernels.size_of_plane(queries)
+    tables = scratch("tables", dtype, len(references), size, channels)
+    of_masks = scratch("masks", dtype, len(references), masks, size)
     base = module.base.to(dtype).numpy()
     number = base.dtype.type
     share_threads()

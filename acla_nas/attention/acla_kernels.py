@@ -3,10 +3,11 @@
 Q query pixels, those of b images, have K keys in each of R references, maps of the query's size.
 ``pixels``, (Q, C), and ``scores``, (R, 3, C, K), have the query and what projects it to its keys: for each
 reference to the offsets beyond ``base``, (K, 2), along x and along y, and to the logits. ``tables``,
-(R, h w, C), have a row for each pixel of a reference in one image, G x, and ``masks``, (R, M, P), a plane for
-each of its masks, M x: one or K, none where there are no masks. Zeros surround what is in a plane. Keys of n
-neighbouring queries of a row are worked on together, one simple loop after the other, which compilers make
-fast; what belongs to them stays in a near cache.
+(R, P, C), have a row for each pixel of a reference in one image, G x, and ``masks``, (R, M, P), a plane for
+each of its masks, M x: one or K, none where there are no masks. Both have zeros around the map, so that what
+is outside of it is read like the rest: their rows of pixels are ``_width`` apart. Keys of n neighbouring
+queries of a row are worked on together, one simple loop after the other, which compilers make fast; what
+belongs to them stays in a near cache.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from acla_nas.ops.rows import add_rows, add_to_cells, multiply_rows
 from acla_nas.ops.squares import add_to_squares, take_squares
 from acla_nas.ops.transposition import add_transposed, transpose
 from acla_nas.ops.vectors import copy_four, copy_rows, power_of_two, prefetch
+from acla_nas.ops.windows import add_shares, add_window, frame, multiply_window, room_of, take_products
 
 _STRIP = 48  # pixels projected together: they stay in the nearest cache
 FORWARD, BACKWARD = 24, 48  # queries worked on together: for all references, and for one (measured)
 _SORTED = 192  # queries whose keys are sorted together: many lie between the same pixels (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
-_EDGE = 2  # pixels of zeros around a plane: what is farther off is as if it were there
+_EDGE = 2  # pixels of zeros around a map: what is farther off is as if it were there
+_WINDOW = 3  # pixels of a window for each of its keys, at most: to read four around each is slower (measured)
 _LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 
@@ -54,8 +57,8 @@ def strips_of(queries: Queries) -> Queries:
 
 
 def size_of_plane(queries: Queries) -> int:
-    """Return how many numbers a plane has, P."""
-    return (queries.h + 2 * _EDGE) * (queries.w + _EDGE) + _EDGE
+    """Return how many pixels a map has with those around, P; products with windows read a row more."""
+    return (queries.h + 2 * _EDGE + 1) * (queries.w + _EDGE) + _EDGE
 
 
 class Softmax(NamedTuple):
@@ -98,16 +101,14 @@ class Keys(NamedTuple):
     """The keys of n queries that follow each other: between which pixels they lie, and what they weigh.
 
     Attributes:
-        pixel: (4 n K,) int32, the four around each.
+        cell: (n K,) int32, the first of the four pixels around each.
         share: (4 n K,), of each of these in what is read at the key, times the weight of it.
         weight: (n K,).
-        cell: (n K,) int32, where the first of the four is in a plane.
     """
 
-    pixel: Any
+    cell: Any
     share: Any
     weight: Any
-    cell: Any
 
 
 @jit()
@@ -167,19 +168,30 @@ def _block(queries, task):
 
 
 @jit()
-def _width_of_plane(queries):
-    """Return how far apart rows of a plane are: what is right of one is left of the next."""
+def _width(queries):
+    """Return how far apart rows of pixels are: what is right of one is left of the next."""
     return queries.w + _EDGE
 
 
 @jit()
 def _cell(queries, line, column):
-    """Return where a pixel is in a plane; its row is counted from that of the first image."""
-    return (line % queries.h + _EDGE) * _width_of_plane(queries) + column + _EDGE
+    """Return which of P a pixel is; its row is counted from that of the first image."""
+    return (line % queries.h + _EDGE) * _width(queries) + column + _EDGE
 
 
 @jit()
-def _find(queries, line, first, owners, repeated, along_x, along_y, left, above, across, down):
+def _clear_edges(queries, table):
+    """Write the zeros around a map, (P, C)."""
+    end = 0
+    for line in range(queries.h):
+        begin = _cell(queries, line, 0)
+        table[end:begin] = 0
+        end = begin + queries.w
+    table[end:] = 0
+
+
+@jit()
+def _find(queries, line, first, owners, repeated, along_x, along_y, column, row, cell, across, down):
     """Write which pixel is at the upper left of the keys of a block, and how far beyond it they lie.
 
     Args:
@@ -187,53 +199,33 @@ def _find(queries, line, first, owners, repeated, along_x, along_y, left, above,
         line, first: the row of the block, and its first column.
         owners, repeated: see :func:`_owners` and :func:`_repeat`.
         along_x, along_y: (n K or more,), offsets beyond the base in a reference.
-        left, above, across, down: (n K,), written.
+        column, row, cell: (n K,) int32, written: of the pixel, with those around the map counted.
+        across, down: (n K,), written.
     """
-    far = across.dtype.type(_FAR)
-    x, y = np.int32(first), np.int32(line % queries.h)
-    for i in range(len(left)):
-        at_x, at_y = along_x[i] + repeated[0, i], along_y[i] + repeated[1, i]
-        column, row = np.floor(at_x), np.floor(at_y)
-        across[i] = at_x - column
-        down[i] = at_y - row
-        left[i] = x + owners[i] + np.int32(min(max(column, -far), far))
-        above[i] = y + np.int32(min(max(row, -far), far))
+    far, zero, edge, width = across.dtype.type(_FAR), np.int32(0), np.int32(_EDGE), np.int32(_width(queries))
+    x, y = np.int32(first) + edge, np.int32(line % queries.h) + edge
+    right, bottom = np.int32(queries.w) + edge, np.int32(queries.h) + edge
+    for i in range(len(column)):
+        at_x = min(max(along_x[i] + repeated[0, i], -far), far)
+        at_y = min(max(along_y[i] + repeated[1, i], -far), far)
+        whole_x, whole_y = np.floor(at_x), np.floor(at_y)
+        across[i] = at_x - whole_x
+        down[i] = at_y - whole_y
+        column[i] = min(max(np.int32(x + owners[i] + np.int32(whole_x)), zero), right)
+        row[i] = min(max(np.int32(y + np.int32(whole_y)), zero), bottom)
+        cell[i] = np.int32(row[i] * width) + column[i]
 
 
 @jit()
-def _four(queries, left, above, across, down, pixel, share, cell):
-    """Write the four pixels around keys, and the share of each in what is read there.
-
-    Args:
-        queries: that are worked on.
-        left, above, across, down: (n K,).
-        pixel, share: (4 n K,), written; the share of what is outside the map is 0.
-        cell: (n K,) int32, written: where the first of them is in a plane.
-    """
-    zero, one, edge, lowest = np.int32(0), np.int32(1), np.int32(_EDGE), np.int32(-_EDGE)
-    width, h = np.int32(_width_of_plane(queries)), np.int32(queries.h)
-    bottom, right, w = np.int32(queries.h - 1), np.int32(queries.w - 1), np.int32(queries.w)
-    none, whole = share.dtype.type(0), share.dtype.type(1)
-    for i in range(len(left)):
-        x, y = left[i], above[i]
-        line, column = min(max(y, lowest), h), min(max(x, lowest), w)
-        cell[i] = np.int32(np.int32(np.int32(line + edge) * width) + np.int32(column + edge))
-        next_x, next_y = np.int32(x + one), np.int32(y + one)
-        near_x, far_x = min(max(x, zero), right), min(max(next_x, zero), right)
-        near_y, far_y = min(max(y, zero), bottom), min(max(next_y, zero), bottom)
-        near = whole - across[i] if near_x == x else none
-        far = across[i] if far_x == next_x else none
-        upper = whole - down[i] if near_y == y else none
-        lower = down[i] if far_y == next_y else none
-        upper_row, lower_row = np.int32(near_y * w), np.int32(far_y * w)
-        pixel[4 * i] = upper_row + near_x
-        pixel[4 * i + 1] = upper_row + far_x
-        pixel[4 * i + 2] = lower_row + near_x
-        pixel[4 * i + 3] = lower_row + far_x
+def _four(across, down, share):
+    """Write the share of each of the four pixels around keys in what is read there: (4 n K,)."""
+    whole = share.dtype.type(1)
+    for i in range(len(across)):
+        near, upper = whole - across[i], whole - down[i]
         share[4 * i] = upper * near
-        share[4 * i + 1] = upper * far
-        share[4 * i + 2] = lower * near
-        share[4 * i + 3] = lower * far
+        share[4 * i + 1] = upper * across[i]
+        share[4 * i + 2] = down[i] * near
+        share[4 * i + 3] = down[i] * across[i]
 
 
 @jit()
@@ -318,7 +310,7 @@ def _offset(pixels, scores, offsets):
 @jit()
 def _read_masks(queries, masks, keys, cell, share, four, read):
     """Write what the masks of a reference, (M, P), have at the keys of a block, and at the pixels around."""
-    take_squares(masks, _width_of_plane(queries), keys, cell, four)
+    take_squares(masks, _width(queries), keys, cell, four)
     for i in range(len(read)):
         upper = four[4 * i] * share[4 * i] + four[4 * i + 1] * share[4 * i + 1]
         read[i] = upper + four[4 * i + 2] * share[4 * i + 2] + four[4 * i + 3] * share[4 * i + 3]
@@ -363,32 +355,38 @@ def _weigh(softmax, keys, part, inside, outside, gates, sums, weight):
 
 
 @jit()
-def _list(keys, pixel, share, weight, begin):
-    """List which pixels each query of a block reads, and what it multiplies them with, in place.
-
-    Args:
-        keys: K.
-        pixel, share: (4 n K,), of all keys; overwritten by those of keys whose weight is not 0.
-        weight: (n K,).
-        begin: (n + 1,), written: where each query's entries begin, and the last's end.
-    """
-    at, none, kept = 0, weight.dtype.type(0), 0
+def _scale(share, weight):
+    """Multiply the shares of the four pixels around keys, (4 n K,), with the weights of these."""
     for i in range(len(weight)):
-        kept += weight[i] != none
         share[4 * i] *= weight[i]
         share[4 * i + 1] *= weight[i]
         share[4 * i + 2] *= weight[i]
         share[4 * i + 3] *= weight[i]
+
+
+@jit()
+def _list(keys, cell, share, weight, begin):
+    """List the keys of each query of a block that weigh something, in place.
+
+    Args:
+        keys: K.
+        cell, share: (n K,) and (4 n K,), of all keys; overwritten by those of keys whose weight is not 0.
+        weight: (n K,).
+        begin: (n + 1,), written: where each query's keys begin, and the last's end.
+    """
+    at, none, kept = 0, weight.dtype.type(0), 0
+    for i in range(len(weight)):
+        kept += weight[i] != none
     for q in range(len(begin)):
-        begin[q] = 4 * q * keys
+        begin[q] = q * keys
     if kept == len(weight):
         return
     for q in range(len(begin) - 1):
         begin[q] = at
         for i in range(q * keys, (q + 1) * keys):  # without a branch, which could not be foreseen
-            copy_four(pixel, 4 * i, at)
-            copy_four(share, 4 * i, at)
-            at += 4 * (weight[i] != none)
+            cell[at] = cell[i]
+            copy_four(share, 4 * i, 4 * at)
+            at += weight[i] != none
     begin[-1] = at
 
 
@@ -400,6 +398,12 @@ def _count_closed(masks, bias):
     for i in range(len(flat)):
         count += zero if flat[i] > limit else one
     return count
+
+
+@jit()
+def _room(keys):
+    """Return for how many numbers of a window there is room."""
+    return room_of(_WINDOW * keys)
 
 
 @jit()
@@ -421,27 +425,44 @@ def _sum_block(
     keys = scores.shape[3]
     number, none, one = n * keys, dtype.type(0), dtype.type(1)
     parts, offsets = np.empty((references, number), dtype), np.empty((2, number), dtype)
-    left, above = np.empty(number, np.int32), np.empty(number, np.int32)
+    column, row, cell = np.empty(number, np.int32), np.empty(number, np.int32), np.empty(number, np.int32)
     across, down = np.empty(number, dtype), np.empty(number, dtype)
-    pixel, share = np.empty(4 * number, np.int32), np.empty(4 * number, dtype)
-    cell, four = np.empty(number, np.int32), np.empty(4 * number, dtype)
+    share, four = np.empty(4 * number, dtype), np.empty(4 * number, dtype)
     gates, weight, sums = np.ones(number, dtype), np.empty(number, dtype), np.zeros(n, dtype)
-    begin, count = np.empty(n + 1, np.int32), 0
+    begin, count, width = np.empty(n + 1, np.int32), 0, _width(queries)
+    corner, columns, size = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+    place, shares = np.empty(number, np.int32), np.empty((n, _room(keys)), dtype)
     _take_parts(pixels, scores[:, 2], repeated[2:], softmax, keys, log_sums, False, parts)
     into[:] = none
     for r in range(references):
         table = tables[r]
         _offset(pixels, scores[r], offsets)
-        _find(queries, line, first, owners, repeated, offsets[0], offsets[1], left, above, across, down)
-        _four(queries, left, above, across, down, pixel, share, cell)
+        _find(
+            queries, line, first, owners, repeated, offsets[0], offsets[1], column, row, cell, across, down
+        )  # fmt: skip
+        _four(across, down, share)
         if softmax.masks > 0:
             _read_masks(queries, masks[r], keys, cell, share, four, gates)
             for i in range(number):
                 gates[i] = one if gates[i] + softmax.bias > none else none
-        count += _weigh(softmax, keys, parts[r], repeated[2 + r], outside[r], gates, sums, weight)
-        _list(keys, pixel, share, weight, begin)
+        opened = _weigh(softmax, keys, parts[r], repeated[2 + r], outside[r], gates, sums, weight)
+        count += opened
+        _scale(share, weight)
+        frame(column, row, keys, _WINDOW * opened // n, width, _room(keys), corner, columns, size, place)
+        framed = 0
         for q in range(n):
-            add_rows(table, pixel, share, begin[q], begin[q + 1], into[q])
+            framed += size[q] > 0
+        if framed > 0:
+            shares[:] = none
+            add_shares(shares.reshape(-1), keys, columns, place, share)
+            for q in range(n):
+                if size[q] > 0:
+                    add_window(table, width, corner[q], columns[q], size[q], shares[q], into[q])
+        if framed < n:
+            _list(keys, cell, share, weight, begin)
+            for q in range(n):
+                if size[q] == 0:
+                    add_rows(table, width, cell, share, begin[q], begin[q + 1], into[q])
     if softmax.joint:
         for q in range(n):
             log_sums[q] += np.log(sums[q])
@@ -482,7 +503,7 @@ def _part(address, is_turned, channels, pixels, image, first, last, like):
 
 @jit()
 def _lay_out(strips, task, reference, image, to_table, table, masks):
-    """Write a strip of the table of a reference of an image, (h w, C), and of its masks, (M, P).
+    """Write a strip of the table of a reference of an image, (P, C), and of its masks, (M, P).
 
     Args:
         strips, task: see :func:`strips_of`, and which.
@@ -491,12 +512,12 @@ def _lay_out(strips, task, reference, image, to_table, table, masks):
         table, masks: written.
     """
     line, begin, first, last = _block(strips, task)
-    pixels, channels = table.shape
-    feature = _image(reference.feature, image, reference.channels, pixels, table)[:, first:last]
-    multiply(feature.T, to_table[: reference.channels], table[first:last])
-    at, size = _cell(strips, line, begin), channels + len(masks)
-    projection = matrix_at(reference.projection, size, reference.channels, table)
-    multiply(projection[channels:], feature, masks[:, at : at + last - first])
+    channels, at = table.shape[1], _cell(strips, line, begin)
+    end = at + last - first
+    feature = _image(reference.feature, image, reference.channels, strips.h * strips.w, table)[:, first:last]
+    multiply(feature.T, to_table[: reference.channels], table[at:end])
+    projection = matrix_at(reference.projection, channels + len(masks), reference.channels, table)
+    multiply(projection[channels:], feature, masks[:, at:end])
 
 
 @jit(parallel=True)
@@ -514,19 +535,20 @@ def sum_keys(
         is_turned: whether that and the result are (b, P, C) instead.
         inside, outside: (R, K) and (R,), gates of keys and references, within the softmax and outside of it.
         out: H, (C, C).
-        tables, masks: (R, h w, C) and (R, M, P), overwritten.
+        tables, masks: (R, P, C) and (R, M, P), overwritten.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
         opened: (tasks,) int64, written: open keys of each block.
         result: b C P numbers, written.
     """
     owners, repeated = _owners(most_of_block(queries), len(base)), _repeat(queries, base, inside)
-    count, size, channels = tables.shape
+    count, size, channels = len(tables), queries.h * queries.w, tables.shape[2]
     per_image, in_image = len(opened) // queries.images, count_tasks(strips)
     to_tables = np.empty((count, references[:, 0].max(), channels), y.dtype)
     for r in numba.prange(count):
         reference = _reference(references, r)
         transpose(matrix_at(reference.projection, channels, reference.channels, y), to_tables[r])
+        _clear_edges(queries, tables[r])
         masks[r] = 0
     turned = np.empty((channels, channels), y.dtype)
     transpose(out, turned)
@@ -577,7 +599,7 @@ def infer(
         weights: (R, 4), W_off (2 K, C), W_att (K, C), M (masks, C_l) and G (C, C_l) of each reference.
         out: H, (C, C).
         scale: of M.
-        tables, masks: (R, h w, C) and (R, M, P), overwritten.
+        tables, masks: (R, P, C) and (R, M, P), overwritten.
         y: b C h w numbers, written.
     """
     references, size, keys, dtype = len(weights), len(out), len(base), out.dtype
@@ -598,6 +620,7 @@ def infer(
                 for k in range(gates):
                     to_masks[r, i, k] = scale * mask[k, i]
         if first == 0:
+            _clear_edges(queries, tables[r])
             masks[r] = 0
             offset = matrix_at(weights[r, 0], 2 * keys, size, out)
             transpose(offset[0::2], scores[r, 0])
@@ -613,10 +636,11 @@ def infer(
             r = task // in_image
             line, begin, first, last = _block(strips, task % in_image)
             of = _part(features[r + 1], is_turned[r + 1], channels[r + 1], pixels, image, first, last, out)
-            multiply(of, values[r, : channels[r + 1]], tables[r, first:last])
             at, found_masks = _cell(strips, line, begin), np.empty((last - first, gates), dtype)
+            end = at + last - first
+            multiply(of, values[r, : channels[r + 1]], tables[r, at:end])
             multiply(of, to_masks[r, : channels[r + 1]], found_masks)
-            transpose(found_masks, masks[r, :, at : at + last - first])
+            transpose(found_masks, masks[r, :, at:end])
             closed[task] = _count_closed(found_masks, softmax.bias)
         # What is read lies between the masks and 0: where all of these are open, so is every key.
         counted = softmax.masks if softmax.bias <= 0 or closed.sum() > 0 else 0
@@ -634,18 +658,10 @@ def infer(
 
 
 @jit()
-def _interpolate(queries, four, left, above, across, down, read, along_x, along_y):
+def _interpolate(four, across, down, read, along_x, along_y):
     """Write what is read at keys of what is at the four pixels around each, (4 n K,), and its slopes."""
-    dtype = read.dtype.type
-    h, w, before, none, one = np.int32(queries.h), np.int32(queries.w), np.int32(-1), dtype(0), dtype(1)
     for i in range(len(read)):
-        x, y = left[i], above[i]
-        near = one if x > before and x < w else none
-        far = one if x >= before and x < w + before else none
-        upper = one if y > before and y < h else none
-        lower = one if y >= before and y < h + before else none
-        v0, v1 = four[4 * i] * (upper * near), four[4 * i + 1] * (upper * far)
-        v2, v3 = four[4 * i + 2] * (lower * near), four[4 * i + 3] * (lower * far)
+        v0, v1, v2, v3 = four[4 * i], four[4 * i + 1], four[4 * i + 2], four[4 * i + 3]
         along_upper, along_lower = v1 - v0, v3 - v2
         upper_read, lower_read = v0 + across[i] * along_upper, v2 + across[i] * along_lower
         along_x[i] = along_upper + down[i] * (along_lower - along_upper)
@@ -682,7 +698,7 @@ def _differentiate_block(
         pixels: of the query, (n, C).
         scores: of the reference, (3, C, K).
         r, beyond: which it is, and its gate outside of the softmax.
-        table, masks: of the reference and the image, (h w, C) and (M, P).
+        table, masks: of the reference and the image, (P, C) and (M, P).
         grad, log_sums, totals: of the block, see :func:`differentiate`.
         of_open: likewise.
         is_on: whether more is wanted than the gradients of gates.
@@ -691,13 +707,15 @@ def _differentiate_block(
         of_inside: (K,), added to.
         into: :class:`Keys`, written.
     """
-    pixel, share, weight, cell = into
+    cell, share, weight = into
     n, dtype, keys = len(grad), grad.dtype, scores.shape[2]
-    number, none = n * keys, dtype.type(0)
+    number, none, width = n * keys, dtype.type(0), _width(queries)
     renormalized = softmax.share < 1
     parts, offsets = np.empty((1, number), dtype), np.empty((2, number), dtype)
     shift, sums = log_sums.copy(), np.empty(n, dtype)
-    left, above = np.empty(number, np.int32), np.empty(number, np.int32)
+    column, row = np.empty(number, np.int32), np.empty(number, np.int32)
+    corner, columns, size = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+    place, shares = np.empty(number, np.int32), np.empty((n, _room(keys)), dtype)
     across, down = np.empty(number, dtype), np.empty(number, dtype)
     four = np.empty(4 * number, dtype)
     gates, slopes, read = np.ones(number, dtype), np.zeros(number, dtype), np.zeros(number, dtype)
@@ -708,14 +726,19 @@ def _differentiate_block(
     _take_parts(pixels, scores[2:], repeated[2 + r : 3 + r], softmax, keys, shift, True, parts)
     part = parts[0]
     _offset(pixels, scores, offsets)
-    _find(queries, line, first, owners, repeated, offsets[0], offsets[1], left, above, across, down)
-    _four(queries, left, above, across, down, pixel, share, cell)
+    _find(queries, line, first, owners, repeated, offsets[0], offsets[1], column, row, cell, across, down)
+    _four(across, down, share)
+    frame(column, row, keys, _WINDOW * keys, width, _room(keys), corner, columns, size, place)
     for q in range(n):
-        multiply_rows(table, pixel, grad[q], 4 * q * keys, 4 * (q + 1) * keys, four)
-    _interpolate(queries, four, left, above, across, down, product, slope_x, slope_y)
+        if size[q] > 0:
+            multiply_window(table, width, corner[q], columns[q], size[q], grad[q], shares[q])
+        else:
+            multiply_rows(table, width, cell, grad[q], q * keys, (q + 1) * keys, four)
+    take_products(shares.reshape(-1), keys, columns, size, place, four)
+    _interpolate(four, across, down, product, slope_x, slope_y)
     if softmax.masks > 0:
-        take_squares(masks, _width_of_plane(queries), keys, cell, four)
-        _interpolate(queries, four, left, above, across, down, read, mask_slope_x, mask_slope_y)
+        take_squares(masks, width, keys, cell, four)
+        _interpolate(four, across, down, read, mask_slope_x, mask_slope_y)
         _gate(softmax, read, gates, slopes)
     _weigh(softmax, keys, part, switch, beyond, gates, sums, weight)
     shape = (n, keys)
@@ -755,27 +778,24 @@ def _differentiate_block(
     copy_rows(slope_y.reshape(shape), of_found[:, keys : 2 * keys])
     copy_rows(of_switch_of, of_found[:, 2 * keys :])
     if softmax.masks > 0:
-        add_to_squares(of_masks, _width_of_plane(queries), keys, cell, share, of_mask)
-    for i in range(number):
-        share[4 * i] *= weight[i]
-        share[4 * i + 1] *= weight[i]
-        share[4 * i + 2] *= weight[i]
-        share[4 * i + 3] *= weight[i]
+        add_to_squares(of_masks, width, keys, cell, share, of_mask)
+    _scale(share, weight)
     return of_outside
 
 
 @jit()
-def _add_to_table(keys, order, runs, owners, grad, of_table):
+def _add_to_table(width, keys, order, runs, owners, grad, of_table):
     """Add to the gradient of a table what the keys of some queries give.
 
     They are sorted by the pixels that they lie between: what several add to these is summed in registers.
 
     Args:
-        keys: of the queries.
+        width: of the table.
+        keys: of the queries; their cells are overwritten.
         order, runs: (n K,) and (n K + 1,) int32 or more, overwritten.
         owners: of n queries or more, see :func:`_owners`.
         grad: of these, (n, C).
-        of_table: (h w, C), added to.
+        of_table: (P, C), added to.
     """
     cell, weight, one, none = keys.cell, keys.weight, np.int32(1), grad.dtype.type(0)
     lowest, highest = cell[0], cell[0]
@@ -801,14 +821,14 @@ def _add_to_table(keys, order, runs, owners, grad, of_table):
         count += end[c] != last
         last = end[c]
         runs[np.uintp(count)] = last
-    add_to_cells(of_table, runs[: count + 1], order, owners, keys.pixel, keys.share, grad)
+    add_to_cells(of_table[lowest:], width, runs[: count + 1], order, owners, cell, keys.share, grad)
 
 
 @jit()
 def _keys_of(keys, each, first, last):
     """Return the keys of some of the queries, which have so many each."""
     i, j = first * each, last * each
-    return Keys(keys.pixel[4 * i : 4 * j], keys.share[4 * i : 4 * j], keys.weight[i:j], keys.cell[i:j])
+    return Keys(keys.cell[i:j], keys.share[4 * i : 4 * j], keys.weight[i:j])
 
 
 @jit()
@@ -818,10 +838,11 @@ def _project_gradients(strips, reference, image, of_table, of_masks, of_projecti
     Args:
         strips: see :func:`strips_of`.
         reference, image: which.
-        of_table, of_masks: gradients of its table and masks, (h w, C) and (M, P).
+        of_table, of_masks: gradients of its table and masks, (P, C) and (M, P).
         of_projection: (largest C_l, C + M), that of it transposed: added to, where it has columns.
     """
-    (pixels, channels), masks, most = of_table.shape, len(of_masks), most_of_block(strips)
+    pixels, most = strips.h * strips.w, most_of_block(strips)
+    channels, masks = of_table.shape[1], len(of_masks)
     projection = matrix_at(reference.projection, channels + masks, reference.channels, of_table)
     feature = _image(reference.feature, image, reference.channels, pixels, of_table)
     into = _image(reference.of_feature, image, reference.channels, pixels, of_table)
@@ -829,7 +850,7 @@ def _project_gradients(strips, reference, image, of_table, of_masks, of_projecti
     for task in range(count_tasks(strips)):
         line, begin, first, last = _block(strips, task)
         count, at, after = last - first, _cell(strips, line, begin), min(last + most, pixels)
-        of_values, of_gates = of_table[first:last], of_masks[:, at : at + count]
+        of_values, of_gates = of_table[at : at + count], of_masks[:, at : at + count]
         if reference.of_feature != 0:
             prefetch(into[:, last:after])
             multiply(of_values, projection[:channels], rows[:count])
@@ -902,7 +923,7 @@ def differentiate(
         rows: (R, 3, K, C), what projects them to their keys.
         inside, outside, log_sums: as for :func:`sum_keys`, and as it leaves them.
         grad, totals: as :func:`differentiate_out` writes them.
-        tables, masks, of_tables, of_masks: (threads, h w, C) and (threads, M, P), overwritten.
+        tables, masks, of_tables, of_masks: (threads, P, C) and (threads, M, P), overwritten.
         of_query: (parts, Q, C), written.
         of_scores: (chunks of images, R, 3 K, C), added to; without rows if not wanted.
         of_projections: (chunks, R, largest C_l, C + M), transposed, added to; without columns if not wanted.
@@ -919,14 +940,12 @@ def differentiate(
         found, scores = np.empty((most, 3 * keys), grad.dtype), np.empty((3, channels, keys), grad.dtype)
         number = together * most * keys
         every = Keys(
-            np.empty(4 * number, np.int32),
-            np.empty(4 * number, grad.dtype),
-            np.empty(number, grad.dtype),
-            np.empty(number, np.int32),
+            np.empty(number, np.int32), np.empty(4 * number, grad.dtype), np.empty(number, grad.dtype)
         )
         order, runs = np.empty(number, np.int32), np.empty(number + 1, np.int32)
         table, of_table = tables[thread], of_tables[thread]
         mask, of_mask = masks[thread], of_masks[thread]
+        _clear_edges(queries, table)
         mask[:] = 0
         for task in range(thread * parts * chunks // threads, (thread + 1) * parts * chunks // threads):
             part, chunk = task % parts, task // parts
@@ -951,7 +970,8 @@ def differentiate(
                             of_outside[chunk, r] += _differentiate_block(
                                 queries, softmax, line, begin, pixels[first:last], scores, owners, repeated,
                                 r, outside[r], table, mask, grad[first:last], log_sums[first:last],
-                                totals[first:last], of_open, r < on, of_found, of_mask, of_inside[chunk, r],
+                                totals[first:last], of_open, r < on, of_found, of_mask,
+                                of_inside[chunk, r],
                                 _keys_of(every, keys, first - whole, last - whole),
                             )  # fmt: skip
                             if r == part:
@@ -964,7 +984,9 @@ def differentiate(
                                     add_product(of_found.T, pixels[first:last], of_scores[chunk, r])
                         if r < on:
                             of = _keys_of(every, keys, 0, last - whole)
-                            _add_to_table(of, order, runs, owners, grad[whole:last], of_table)
+                            _add_to_table(
+                                _width(queries), of, order, runs, owners, grad[whole:last], of_table
+                            )
                     if r < on:
                         into = of_projections[chunk, r]
                         _project_gradients(strips, reference, image, of_table, of_mask, into)

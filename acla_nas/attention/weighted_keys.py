@@ -83,7 +83,7 @@ def sum_keys(
     share_threads()
     arrays = (
         rows.mT, base, inside, outside, out,
-        scratch("tables", dtype, count, height * width, channels),
+        scratch("tables", dtype, count, kernels.size_of_plane(queries), channels),
         scratch("masks", dtype, count, masks, kernels.size_of_plane(queries)),
         y, log_sums, opened, result.view(-1),
     )  # fmt: skip
@@ -150,9 +150,10 @@ def differentiate(
         batch, of_result.data_ptr(), is_turned,
         *(t.contiguous().numpy() for t in (out, y, grad, totals, of_out)),
     )  # fmt: skip
-    tables, of_tables = scratch("tables", dtype, 2, threads, pixels, channels)
     queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
-    mask_values, of_masks = scratch("masks", dtype, 2, threads, masks, kernels.size_of_plane(queries))
+    size = kernels.size_of_plane(queries)
+    tables, of_tables = scratch("tables", dtype, 2, threads, size, channels)
+    mask_values, of_masks = scratch("masks", dtype, 2, threads, masks, size)
     base = module.base.to(dtype)
     number: Any = base.numpy().dtype.type
     arrays = (
