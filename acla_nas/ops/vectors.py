@@ -45,6 +45,7 @@ class Loop:
                 self.arguments.append(array.data)
                 if kind.ndim == 2:
                     self.width = cgutils.unpack_tuple(builder, array.shape)[1]
+                if isinstance(kind.dtype, types.Float):
                     self.number = context.get_data_type(kind.dtype)
                     self.lanes = _VECTOR_BYTES * 8 // kind.dtype.bitwidth
             else:

@@ -15,7 +15,6 @@ from numba.core import cgutils
 from acla_nas.ops.jit import jit
 from acla_nas.ops.vectors import Loop, intrinsic, length, nothing
 
-_VECTOR_BITS = 512
 _LANES = 16  # keys whose places are compared together
 _TOGETHER = 4  # vectors of channels that stay in registers
 _PIXELS = 4  # whose products are made together
@@ -127,13 +126,13 @@ def add_shares(typing: Any, shares: Any, keys: Any, columns: Any, place: Any, sh
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        squares = _Squares(context, builder, signature, arguments, columns=2, place=3)
-        loop, (shares, keys, _, _, share) = squares.loop, squares.loop.arguments
+        around = _Around(context, builder, signature, arguments, columns=2, place=3)
+        loop, (shares, keys, _, _, share) = around.loop, around.loop.arguments
         # A query's keys share pixels: a processor waits if it reads what it has just written a part of.
-        with loop.counted(loop.whole(0), keys) as key, loop.counted(loop.whole(0), squares.queries) as query:
+        with loop.counted(loop.whole(0), keys) as key, loop.counted(loop.whole(0), around.queries) as query:
             entry = builder.add(builder.mul(query, keys), key)
-            added = loop.load(squares.four(share, entry))
-            for i, to in enumerate(squares.pairs(shares, query, entry)):
+            added = loop.load(around.four(share, entry))
+            for i, to in enumerate(around.pairs(shares, query, entry)):
                 half = loop.shuffle(added, added, (2 * i, 2 * i + 1))
                 loop.store(builder.fadd(loop.load(to), half), to)
         return context.get_dummy_value()
@@ -155,45 +154,19 @@ def take_products(
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        squares = _Squares(context, builder, signature, arguments, columns=2, place=4)
-        loop, (products, keys, _, count, _, four) = squares.loop, squares.loop.arguments
+        around = _Around(context, builder, signature, arguments, columns=2, place=4)
+        loop, (products, keys, _, count, _, four) = around.loop, around.loop.arguments
         with (
-            loop.counted(loop.whole(0), squares.queries) as query,
-            builder.if_then(builder.icmp_signed(">", squares.read(count, query), loop.whole(0))),
+            loop.counted(loop.whole(0), around.queries) as query,
+            builder.if_then(builder.icmp_signed(">", around.read(count, query), loop.whole(0))),
             loop.counted(loop.whole(0), keys) as key,
         ):
             entry = builder.add(builder.mul(query, keys), key)
-            upper, lower = (loop.load(of) for of in squares.pairs(products, query, entry))
-            loop.store(loop.shuffle(upper, lower, range(4)), squares.four(four, entry))
+            upper, lower = (loop.load(of) for of in around.pairs(products, query, entry))
+            loop.store(loop.shuffle(upper, lower, range(4)), around.four(four, entry))
         return context.get_dummy_value()
 
     return nothing(products, keys, columns, count, place, four), build
-
-
-class _Squares:
-    """Finds the four pixels around keys in windows, and four numbers of each key in an array."""
-
-    def __init__(
-        self, context: Any, builder: Any, signature: Any, arguments: Any, columns: int, place: int
-    ) -> None:
-        self.loop, self.builder = Loop(context, builder, signature, arguments), builder
-        self.columns, self.place = self.loop.arguments[columns], self.loop.arguments[place]
-        self.queries = length(context, builder, signature.args[columns], arguments[columns])
-        kind = signature.args[0].dtype
-        self.number, self.loop.lanes = context.get_data_type(kind), _VECTOR_BITS // kind.bitwidth
-
-    def read(self, array: Any, at: Any) -> Any:
-        return self.builder.sext(self.builder.load(self.builder.gep(array, [at])), self.loop.whole(0).type)
-
-    def pairs(self, of: Any, query: Any, entry: Any) -> list[Any]:
-        """Return pointers to those of the upper row, and to those of the lower one."""
-        upper = self.read(self.place, entry)
-        lower = self.builder.add(upper, self.read(self.columns, query))
-        return [self.loop.place(of, at, ir.VectorType(self.number, 2)) for at in (upper, lower)]
-
-    def four(self, of: Any, entry: Any) -> Any:
-        at = self.builder.mul(entry, self.loop.whole(4))
-        return self.loop.place(of, at, ir.VectorType(self.number, 4))
 
 
 @intrinsic
@@ -270,6 +243,32 @@ def multiply_window(
         return context.get_dummy_value()
 
     return nothing(table, width, first, columns, count, given, into), build
+
+
+class _Around:
+    """Finds the four pixels around keys in windows, and four numbers of each key in an array."""
+
+    def __init__(
+        self, context: Any, builder: Any, signature: Any, arguments: Any, columns: int, place: int
+    ) -> None:
+        self.loop, self.builder = Loop(context, builder, signature, arguments), builder
+        self.columns, self.place = self.loop.arguments[columns], self.loop.arguments[place]
+        self.queries = length(context, builder, signature.args[columns], arguments[columns])
+
+    def read(self, array: Any, at: Any) -> Any:
+        """Return a number of an array of int32."""
+        return self.builder.sext(self.builder.load(self.builder.gep(array, [at])), self.loop.whole(0).type)
+
+    def pairs(self, of: Any, query: Any, entry: Any) -> list[Any]:
+        """Return pointers to those of the upper row, and to those of the lower one."""
+        upper = self.read(self.place, entry)
+        lower = self.builder.add(upper, self.read(self.columns, query))
+        return [self.loop.place(of, at, ir.VectorType(self.loop.number, 2)) for at in (upper, lower)]
+
+    def four(self, of: Any, entry: Any) -> Any:
+        """Return a pointer to the numbers of a key."""
+        at = self.builder.mul(entry, self.loop.whole(4))
+        return self.loop.place(of, at, ir.VectorType(self.loop.number, 4))
 
 
 class _Walk:
