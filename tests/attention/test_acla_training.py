@@ -67,6 +67,23 @@ def test_rows_of_several_blocks(monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("spread", [0.03, 0.3, 3.0, 1e4, 1e300])
+def test_keys_close_together_and_far_off(spread, monkeypatch):
+    """Small windows around the keys of a query are read as a whole, and others key by key."""
+    torch.manual_seed(0)
+    module, features = make({}, batch=2, size=(9, 50))
+    for layer in module.references.values():
+        nn.init.normal_(layer.offset.weight, std=spread)
+    keys = torch.nn.functional.conv2d(features["3"], module.references["1"].offset.weight)
+    corners = (keys.unflatten(1, (4, 2)) + module.base[..., None, None]).floor()
+    pixels = (corners.amax(1) - corners.amin(1) + 2).prod(1)
+    assert (pixels > 12).any() and (pixels <= 12).any() == (spread < 1)
+    expected, expected_gradients = results(module, features, False, monkeypatch)
+    actual, gradients = results(module, features, True, monkeypatch)
+    for x, y in zip((*actual, *gradients), (*expected, *expected_gradients)):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-7)
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 5])
 def test_how_work_is_shared_changes_nothing(tasks, monkeypatch):
     torch.manual_seed(0)
