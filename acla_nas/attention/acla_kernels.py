@@ -715,7 +715,7 @@ def _differentiate_block(
     shift, sums = log_sums.copy(), np.empty(n, dtype)
     column, row = np.empty(number, np.int32), np.empty(number, np.int32)
     corner, columns, size = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
-    place, shares = np.empty(number, np.int32), np.empty((n, _room(keys)), dtype)
+    place, products = np.empty(number, np.int32), np.empty((n, _room(keys)), dtype)
     across, down = np.empty(number, dtype), np.empty(number, dtype)
     four = np.empty(4 * number, dtype)
     gates, slopes, read = np.ones(number, dtype), np.zeros(number, dtype), np.zeros(number, dtype)
@@ -731,10 +731,10 @@ def _differentiate_block(
     frame(column, row, keys, _WINDOW * keys, width, _room(keys), corner, columns, size, place)
     for q in range(n):
         if size[q] > 0:
-            multiply_window(table, width, corner[q], columns[q], size[q], grad[q], shares[q])
+            multiply_window(table, width, corner[q], columns[q], size[q], grad[q], products[q])
         else:
             multiply_rows(table, width, cell, grad[q], q * keys, (q + 1) * keys, four)
-    take_products(shares.reshape(-1), keys, columns, size, place, four)
+    take_products(products.reshape(-1), keys, columns, place, four)
     _interpolate(four, across, down, product, slope_x, slope_y)
     if softmax.masks > 0:
         take_squares(masks, width, keys, cell, four)

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from acla_nas.ops.vectors import Loop, intrinsic, length, nothing
 
 _TOGETHER = 4  # vectors of channels that stay in registers
-_ROWS = 4  # around a key
+ROWS = 4  # around a key; as many products are made together
 
 
 @intrinsic
@@ -38,22 +38,17 @@ def add_rows(
         loop = Loop(context, builder, signature, arguments)
         table, width, index, factor, first, last, into = loop.arguments
 
-        def work(c: Any, kind: Any, count: int) -> None:
-            sums = [cgutils.alloca_once(builder, kind) for _ in range(count)]
-            for j, total in enumerate(sums):
-                builder.store(loop.load(loop.place(into, c, kind, j)), total)
-            with loop.counted(first, last) as entry:
-                four = builder.mul(entry, loop.whole(_ROWS))
-                for i, at in enumerate(_around(loop, index, entry, width, c)):
-                    number = builder.load(builder.gep(factor, [builder.add(four, loop.whole(i))]))
-                    weight = loop.fill(number, kind)
-                    for j, total in enumerate(sums):
-                        row = loop.load(loop.place(table, at, kind, j))
-                        builder.store(loop.multiply_add(weight, row, builder.load(total)), total)
-            for j, total in enumerate(sums):
-                loop.store(builder.load(total), loop.place(into, c, kind, j))
+        def rows_from(c: Any) -> Any:
+            def rows_of(key: Any) -> list[tuple[Any, Any]]:
+                four = builder.mul(key, loop.whole(ROWS))
+                numbers = [
+                    builder.load(builder.gep(factor, [builder.add(four, loop.whole(i))])) for i in range(ROWS)
+                ]
+                return list(zip(_around(loop, index, key, width, c), numbers))
 
-        loop.over_channels(loop.width, _TOGETHER, work)
+            return rows_of
+
+        sum_rows(loop, table, first, last, rows_from, into)
         return context.get_dummy_value()
 
     return nothing(table, width, index, factor, first, last, into), build
@@ -81,27 +76,24 @@ def add_to_cells(
         table, width, runs, order, row, index, factor, given = loop.arguments
         count_runs = builder.sub(length(context, builder, signature.args[2], arguments[2]), loop.whole(1))
 
-        def read(array: Any, at: Any) -> Any:
-            return builder.sext(builder.load(builder.gep(array, [at])), loop.width.type)
-
         def work(c: Any, kind: Any, count: int) -> None:
-            sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(_ROWS)]
+            sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(ROWS)]
             with loop.counted(loop.whole(0), count_runs) as run:
-                first, last = read(runs, run), read(runs, builder.add(run, loop.whole(1)))
+                first, last = loop.index(runs, run), loop.index(runs, builder.add(run, loop.whole(1)))
                 for line in sums:
                     for total in line:
                         builder.store(ir.Constant(kind, None), total)
                 with loop.counted(first, last) as entry:
-                    key = read(order, entry)
+                    key = loop.index(order, entry)
                     at = builder.add(loop.start_of(row, key), c)
                     vectors = [loop.load(loop.place(given, at, kind, j)) for j in range(count)]
-                    four = builder.mul(key, loop.whole(_ROWS))
+                    four = builder.mul(key, loop.whole(ROWS))
                     for i, line in enumerate(sums):
                         number = builder.load(builder.gep(factor, [builder.add(four, loop.whole(i))]))
                         weight = loop.fill(number, kind)
                         for total, vector in zip(line, vectors):
                             builder.store(loop.multiply_add(weight, vector, builder.load(total)), total)
-                for line, at in zip(sums, _around(loop, index, read(order, first), width, c)):
+                for line, at in zip(sums, _around(loop, index, loop.index(order, first), width, c)):
                     for j, total in enumerate(line):
                         place = loop.place(table, at, kind, j)
                         loop.store(builder.fadd(loop.load(place), builder.load(total)), place)
@@ -129,27 +121,11 @@ def multiply_rows(
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loop = Loop(context, builder, signature, arguments)
         table, width, index, given, first, last, into = loop.arguments
-        zero = ir.Constant(ir.VectorType(loop.number, _ROWS), None)
 
-        def products_of(entry: Any) -> Any:
-            return loop.place(into, builder.mul(entry, loop.whole(_ROWS)), zero.type)
+        def rows_from(c: Any) -> Any:
+            return lambda key: _around(loop, index, key, width, c)
 
-        with loop.counted(first, last) as entry:
-            loop.store(zero, products_of(entry))
-
-        def work(c: Any, kind: Any, count: int) -> None:
-            vectors = [loop.load(loop.place(given, c, kind, j)) for j in range(count)]
-            with loop.counted(first, last) as entry:
-                sums = []
-                for at in _around(loop, index, entry, width, c):
-                    total = ir.Constant(kind, None)
-                    for j, vector in enumerate(vectors):
-                        total = loop.multiply_add(vector, loop.load(loop.place(table, at, kind, j)), total)
-                    sums.append(total)
-                place = products_of(entry)
-                loop.store(builder.fadd(loop.load(place), loop.sum_each(sums)), place)
-
-        loop.over_channels(loop.width, 2 * _TOGETHER, work, loop.lanes // 2)
+        multiply_fours(loop, table, given, first, last, rows_from, into)
         return context.get_dummy_value()
 
     return nothing(table, width, index, given, first, last, into), build
@@ -161,3 +137,65 @@ def _around(loop: Loop, index: Any, key: Any, width: Any, channel: Any) -> list[
     upper = builder.add(loop.start_of(index, key), channel)
     lower = builder.add(upper, builder.mul(width, loop.width))
     return [upper, builder.add(upper, loop.width), lower, builder.add(lower, loop.width)]
+
+
+def sum_rows(loop: Loop, table: Any, first: Any, last: Any, rows_from: Any, into: Any) -> None:
+    """Build a loop that adds rows of a table to (C,), times their factors.
+
+    Args:
+        loop, table, into: of the function that is built.
+        first, last: entries are first .. last - 1.
+        rows_from: for a channel a function of an entry: pairs of where that is in a row, and of a factor.
+    """
+    builder = loop.builder
+
+    def work(c: Any, kind: Any, count: int) -> None:
+        sums = [cgutils.alloca_once(builder, kind) for _ in range(count)]
+        for j, total in enumerate(sums):
+            builder.store(loop.load(loop.place(into, c, kind, j)), total)
+        rows_of = rows_from(c)
+        with loop.counted(first, last) as entry:
+            for at, number in rows_of(entry):
+                factor = loop.fill(number, kind)
+                for j, total in enumerate(sums):
+                    row = loop.load(loop.place(table, at, kind, j))
+                    builder.store(loop.multiply_add(factor, row, builder.load(total)), total)
+        for j, total in enumerate(sums):
+            loop.store(builder.load(total), loop.place(into, c, kind, j))
+
+    loop.over_channels(loop.width, _TOGETHER, work)
+
+
+def multiply_fours(
+    loop: Loop, table: Any, given: Any, first: Any, last: Any, rows_from: Any, into: Any
+) -> None:  # fmt: skip
+    """Build a loop that writes the products of (C,) with rows of a table, four at a time.
+
+    Args:
+        loop, table, given, into: of the function that is built.
+        first, last: entries are first .. last - 1, with four products each.
+        rows_from: for a channel a function of an entry: where that is in each of its four rows.
+    """
+    builder = loop.builder
+    zero = ir.Constant(ir.VectorType(loop.number, ROWS), None)
+
+    def products_of(entry: Any) -> Any:
+        return loop.place(into, builder.mul(entry, loop.whole(ROWS)), zero.type)
+
+    with loop.counted(first, last) as entry:
+        loop.store(zero, products_of(entry))
+
+    def work(c: Any, kind: Any, count: int) -> None:
+        vectors = [loop.load(loop.place(given, c, kind, j)) for j in range(count)]
+        rows_of = rows_from(c)
+        with loop.counted(first, last) as entry:
+            sums = []
+            for at in rows_of(entry):
+                total = ir.Constant(kind, None)
+                for j, vector in enumerate(vectors):
+                    total = loop.multiply_add(vector, loop.load(loop.place(table, at, kind, j)), total)
+                sums.append(total)
+            place = products_of(entry)
+            loop.store(builder.fadd(loop.load(place), loop.sum_each(sums)), place)
+
+    loop.over_channels(loop.width, 2 * _TOGETHER, work, loop.lanes // 2)

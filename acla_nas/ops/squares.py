@@ -7,8 +7,6 @@ int32, of one dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -29,11 +27,14 @@ def take_squares(typing: Any, planes: Any, width: Any, keys: Any, cell: Any, fou
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        squares = _Squares(context, builder, signature, arguments)
-        four = squares.loop.arguments[4]
-        with squares.every(0, 1) as (entry, upper, lower):
-            numbers = squares.loop.shuffle(squares.loop.load(upper), squares.loop.load(lower), range(4))
-            squares.loop.store(numbers, squares.four(four, entry))
+        loop = Loop(context, builder, signature, arguments)
+        planes, width, keys, cell, four = loop.arguments
+        step = _step(context, loop, signature, arguments)
+        queries = builder.sdiv(length(context, builder, signature.args[3], arguments[3]), keys)
+        with loop.counted(loop.whole(0), queries) as query, loop.counted(loop.whole(0), keys) as key:
+            entry = builder.add(builder.mul(query, keys), key)
+            at = builder.add(loop.index(cell, entry), builder.mul(key, step))
+            take_square(loop, planes, at, width, four, entry)
         return context.get_dummy_value()
 
     return nothing(planes, width, keys, cell, four), build
@@ -53,50 +54,54 @@ def add_to_squares(
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        squares = _Squares(context, builder, signature, arguments)
-        loop, (share, factor) = squares.loop, squares.loop.arguments[4:]
+        loop = Loop(context, builder, signature, arguments)
+        planes, width, keys, cell, share, factor = loop.arguments
+        step = _step(context, loop, signature, arguments)
+        queries = builder.sdiv(length(context, builder, signature.args[3], arguments[3]), keys)
         # Neighbours' squares often overlap: a processor waits if it reads what it has just written a part of.
         for first in (0, 1):
-            with squares.every(first, 2) as (entry, upper, lower):
-                shares = loop.load(squares.four(share, entry))
+            with (
+                loop.counted(loop.whole(first), queries, 2) as query,
+                loop.counted(loop.whole(0), keys) as key,
+            ):
+                entry = builder.add(builder.mul(query, keys), key)
+                at = builder.add(loop.index(cell, entry), builder.mul(key, step))
+                shares = loop.load(four_of(loop, share, entry))
                 number = builder.load(builder.gep(factor, [entry]))
                 added = builder.fmul(shares, loop.fill(number, shares.type))
-                for i, place in enumerate((upper, lower)):
-                    half = loop.shuffle(added, added, (2 * i, 2 * i + 1))
-                    loop.store(builder.fadd(loop.load(place), half), place)
+                add_to_square(loop, planes, at, width, added)
         return context.get_dummy_value()
 
     return nothing(planes, width, keys, cell, share, factor), build
 
 
-class _Squares:
-    """Builds loops over entries, from arguments that begin with planes, width, keys and cell."""
+def take_square(loop: Loop, numbers: Any, at: Any, width: Any, four: Any, entry: Any) -> None:
+    """Build what writes the square that begins at a place as the four numbers of an entry."""
+    upper, lower = (loop.load(of) for of in _pairs(loop, numbers, at, width))
+    loop.store(loop.shuffle(upper, lower, range(4)), four_of(loop, four, entry))
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
-        self.loop = loop = Loop(context, builder, signature, arguments)
-        self.builder = builder
-        self.planes, self.width, self.keys, self.cell = loop.arguments[:4]
-        rows = matrix(context, builder, signature.args[0], arguments[0]).rows
-        is_one = builder.icmp_signed("==", rows, loop.whole(1))
-        self.step = builder.select(is_one, loop.whole(0), loop.width)
-        self.count = builder.sdiv(length(context, builder, signature.args[3], arguments[3]), self.keys)
 
-    @contextmanager
-    def every(self, first: int, step: int) -> Iterator[tuple[Any, Any, Any]]:
-        """Build a loop over all of every n-th K: of an entry, and where the pairs of its square are."""
-        loop, builder = self.loop, self.builder
-        pair = ir.VectorType(loop.number, 2)
-        with (
-            loop.counted(loop.whole(first), self.count, step) as line,
-            loop.counted(loop.whole(0), self.keys) as key,
-        ):
-            entry = builder.add(builder.mul(line, self.keys), key)
-            square = builder.sext(builder.load(builder.gep(self.cell, [entry])), loop.width.type)
-            upper = builder.add(square, builder.mul(key, self.step))
-            lower = builder.add(upper, self.width)
-            yield entry, loop.place(self.planes, upper, pair), loop.place(self.planes, lower, pair)
+def add_to_square(loop: Loop, numbers: Any, at: Any, width: Any, added: Any) -> None:
+    """Build what adds a vector of four numbers to the square that begins at a place."""
+    for i, pair in enumerate(_pairs(loop, numbers, at, width)):
+        half = loop.shuffle(added, added, (2 * i, 2 * i + 1))
+        loop.store(loop.builder.fadd(loop.load(pair), half), pair)
 
-    def four(self, array: Any, entry: Any) -> Any:
-        """Return a pointer to the four numbers of an entry."""
-        at = self.builder.mul(entry, self.loop.whole(4))
-        return self.loop.place(array, at, ir.VectorType(self.loop.number, 4))
+
+def four_of(loop: Loop, array: Any, entry: Any) -> Any:
+    """Return a pointer to the four numbers of an entry."""
+    at = loop.builder.mul(entry, loop.whole(4))
+    return loop.place(array, at, ir.VectorType(loop.number, 4))
+
+
+def _pairs(loop: Loop, numbers: Any, at: Any, width: Any) -> list[Any]:
+    """Return pointers to the two numbers of the upper row of a square, and of the lower one."""
+    pair = ir.VectorType(loop.number, 2)
+    return [loop.place(numbers, row, pair) for row in (at, loop.builder.add(at, width))]
+
+
+def _step(context: Any, loop: Loop, signature: Any, arguments: Any) -> Any:
+    """Return how far the plane of a key is behind that of the one before: 0 if there is but one."""
+    rows = matrix(context, loop.builder, signature.args[0], arguments[0]).rows
+    is_one = loop.builder.icmp_signed("==", rows, loop.whole(1))
+    return loop.builder.select(is_one, loop.whole(0), loop.width)

@@ -81,8 +81,11 @@ class Loop:
 
     def start_of(self, index: Any, entry: Any) -> Any:
         """Return where in a table the row of an entry begins."""
-        row = self.builder.load(self.builder.gep(index, [entry]))
-        return self.builder.mul(self.builder.sext(row, self.width.type), self.width)
+        return self.builder.mul(self.index(index, entry), self.width)
+
+    def index(self, array: Any, at: Any) -> Any:
+        """Return a number of an array of int32."""
+        return self.builder.sext(self.builder.load(self.builder.gep(array, [at])), self.whole(0).type)
 
     def place(self, pointer: Any, at: Any, kind: Any, number: int = 0) -> Any:
         """Return a pointer to the n-th vector, or single number, behind ``at``."""

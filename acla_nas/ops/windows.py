@@ -1,8 +1,8 @@
 """Windows: rectangles of pixels around all keys of a query, in vectors, within loops that Numba compiles.
 
-Keys that lie close together share pixels: to read each pixel of a window once, or to add to it once, is less
-work than four for each key. Tables, (P, C), have a row for each pixel, and rows of pixels are a width apart.
-Arrays are contiguous and, but for those of int32, of one dtype.
+Keys that lie close together share pixels: to read each pixel of a window once is less work than to read four
+for each key. Tables, (P, C), have a row for each pixel, and rows of pixels are a width apart. Arrays are
+contiguous and, but for those of int32, of one dtype.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from acla_nas.ops.jit import jit
+from acla_nas.ops.rows import ROWS, multiply_fours, sum_rows
+from acla_nas.ops.squares import add_to_square, four_of, take_square
 from acla_nas.ops.vectors import Loop, intrinsic, length, nothing
 
 _LANES = 16  # keys whose places are compared together
-_TOGETHER = 4  # vectors of channels that stay in registers
-_PIXELS = 4  # whose products are made together
 
 
 @jit()
 def room_of(pixels):
     """Return for how many numbers there must be room where there is one for each of so many pixels."""
-    return (pixels + _PIXELS - 1) // _PIXELS * _PIXELS
+    return (pixels + ROWS - 1) // ROWS * ROWS
 
 
 @intrinsic
@@ -95,17 +95,16 @@ def frame(
             pixels = builder.mul(across, down)
             fits = builder.icmp_signed("<=", pixels, limit)
             builder.store(builder.add(builder.mul(top, width), begin), builder.gep(first, [query]))
-            across, pixels, one = (builder.select(fits, x, number(0)) for x in (across, pixels, number(1)))
-            builder.store(across, builder.gep(columns, [query]))
-            builder.store(pixels, builder.gep(count, [query]))
+            builder.store(builder.select(fits, across, number(0)), builder.gep(columns, [query]))
+            builder.store(builder.select(fits, pixels, number(0)), builder.gep(count, [query]))
             begin_there = builder.mul(builder.trunc(query, number), room)
 
             def write(at: Any, kind: Any) -> None:
-                factors = (top, begin, across, one, begin_there)
-                top_of, begin_of, across_of, one_of, there = (loop.fill(x, kind) for x in factors)
+                of_window = (loop.fill(x, kind) for x in (top, begin, across, begin_there))
+                top_of, begin_of, across_of, there = of_window
                 lines = builder.mul(builder.sub(load(row, at, kind), top_of), across_of)
-                beyond = builder.mul(builder.sub(load(column, at, kind), begin_of), one_of)
-                found = builder.add(builder.add(lines, beyond), there)
+                beyond = builder.add(lines, builder.sub(load(column, at, kind), begin_of))
+                found = builder.add(there, builder.select(fits, beyond, ir.Constant(kind, None)))
                 builder.store(found, loop.place(place, at, kind), align=4)
 
             chunks(write, at)
@@ -126,47 +125,45 @@ def add_shares(typing: Any, shares: Any, keys: Any, columns: Any, place: Any, sh
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        around = _Around(context, builder, signature, arguments, columns=2, place=3)
-        loop, (shares, keys, _, _, share) = around.loop, around.loop.arguments
+        loop = Loop(context, builder, signature, arguments)
+        shares, keys, columns, place, share = loop.arguments
+        queries = length(context, builder, signature.args[2], arguments[2])
         # A query's keys share pixels: a processor waits if it reads what it has just written a part of.
-        with loop.counted(loop.whole(0), keys) as key, loop.counted(loop.whole(0), around.queries) as query:
+        with loop.counted(loop.whole(0), keys) as key, loop.counted(loop.whole(0), queries) as query:
             entry = builder.add(builder.mul(query, keys), key)
-            added = loop.load(around.four(share, entry))
-            for i, to in enumerate(around.pairs(shares, query, entry)):
-                half = loop.shuffle(added, added, (2 * i, 2 * i + 1))
-                loop.store(builder.fadd(loop.load(to), half), to)
+            added = loop.load(four_of(loop, share, entry))
+            add_to_square(loop, shares, loop.index(place, entry), loop.index(columns, query), added)
         return context.get_dummy_value()
 
     return nothing(shares, keys, columns, place, share), build
 
 
 @intrinsic
-def take_products(
-    typing: Any, products: Any, keys: Any, columns: Any, count: Any, place: Any, four: Any
-) -> Any:  # fmt: skip
+def take_products(typing: Any, products: Any, keys: Any, columns: Any, place: Any, four: Any) -> Any:
     """Write of each key of queries that have a window what this has of the four pixels around it.
 
     Args:
         products: (n room,), of the pixels.
         keys: K.
-        columns, count, place: of windows, see :func:`frame`.
+        columns, place: of windows, see :func:`frame`.
         four: (4 n K,), written.
     """
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        around = _Around(context, builder, signature, arguments, columns=2, place=4)
-        loop, (products, keys, _, count, _, four) = around.loop, around.loop.arguments
-        with (
-            loop.counted(loop.whole(0), around.queries) as query,
-            builder.if_then(builder.icmp_signed(">", around.read(count, query), loop.whole(0))),
-            loop.counted(loop.whole(0), keys) as key,
-        ):
-            entry = builder.add(builder.mul(query, keys), key)
-            upper, lower = (loop.load(of) for of in around.pairs(products, query, entry))
-            loop.store(loop.shuffle(upper, lower, range(4)), around.four(four, entry))
+        loop = Loop(context, builder, signature, arguments)
+        products, keys, columns, place, four = loop.arguments
+        queries = length(context, builder, signature.args[2], arguments[2])
+        with loop.counted(loop.whole(0), queries) as query:
+            width = loop.index(columns, query)
+            with (
+                builder.if_then(builder.icmp_signed(">", width, loop.whole(0))),
+                loop.counted(loop.whole(0), keys) as key,
+            ):
+                entry = builder.add(builder.mul(query, keys), key)
+                take_square(loop, products, loop.index(place, entry), width, four, entry)
         return context.get_dummy_value()
 
-    return nothing(products, keys, columns, count, place, four), build
+    return nothing(products, keys, columns, place, four), build
 
 
 @intrinsic
@@ -187,20 +184,11 @@ def add_window(
         loop = Loop(context, builder, signature, arguments)
         table, width, first, columns, count, share, into = loop.arguments
 
-        def work(c: Any, kind: Any, number: int) -> None:
-            sums = [cgutils.alloca_once(builder, kind) for _ in range(number)]
-            for j, total in enumerate(sums):
-                builder.store(loop.load(loop.place(into, c, kind, j)), total)
+        def rows_from(c: Any) -> Any:
             walk = _Walk(loop, width, first, columns, c)
-            with loop.counted(loop.whole(0), count) as pixel:
-                at, factor = walk.step(), loop.fill(builder.load(builder.gep(share, [pixel])), kind)
-                for j, total in enumerate(sums):
-                    row = loop.load(loop.place(table, at, kind, j))
-                    builder.store(loop.multiply_add(factor, row, builder.load(total)), total)
-            for j, total in enumerate(sums):
-                loop.store(builder.load(total), loop.place(into, c, kind, j))
+            return lambda pixel: [(walk.step(), builder.load(builder.gep(share, [pixel])))]
 
-        loop.over_channels(loop.width, _TOGETHER, work)
+        sum_rows(loop, table, loop.whole(0), count, rows_from, into)
         return context.get_dummy_value()
 
     return nothing(table, width, first, columns, count, share, into), build
@@ -222,53 +210,16 @@ def multiply_window(
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loop = Loop(context, builder, signature, arguments)
         table, width, first, columns, count, given, into = loop.arguments
-        zero = ir.Constant(ir.VectorType(loop.number, _PIXELS), None)
-        with loop.counted(loop.whole(0), count, _PIXELS) as pixel:
-            loop.store(zero, loop.place(into, pixel, zero.type))
+        fours = builder.sdiv(builder.add(count, loop.whole(ROWS - 1)), loop.whole(ROWS))
 
-        def work(c: Any, kind: Any, number: int) -> None:
-            vectors = [loop.load(loop.place(given, c, kind, j)) for j in range(number)]
+        def rows_from(c: Any) -> Any:
             walk = _Walk(loop, width, first, columns, c)
-            with loop.counted(loop.whole(0), count, _PIXELS) as pixel:
-                sums = []
-                for _ in range(_PIXELS):
-                    at, total = walk.step(), ir.Constant(kind, None)
-                    for j, vector in enumerate(vectors):
-                        total = loop.multiply_add(vector, loop.load(loop.place(table, at, kind, j)), total)
-                    sums.append(total)
-                to = loop.place(into, pixel, zero.type)
-                loop.store(builder.fadd(loop.load(to), loop.sum_each(sums)), to)
+            return lambda _: [walk.step() for _ in range(ROWS)]
 
-        loop.over_channels(loop.width, 2 * _TOGETHER, work, loop.lanes // 2)
+        multiply_fours(loop, table, given, loop.whole(0), fours, rows_from, into)
         return context.get_dummy_value()
 
     return nothing(table, width, first, columns, count, given, into), build
-
-
-class _Around:
-    """Finds the four pixels around keys in windows, and four numbers of each key in an array."""
-
-    def __init__(
-        self, context: Any, builder: Any, signature: Any, arguments: Any, columns: int, place: int
-    ) -> None:
-        self.loop, self.builder = Loop(context, builder, signature, arguments), builder
-        self.columns, self.place = self.loop.arguments[columns], self.loop.arguments[place]
-        self.queries = length(context, builder, signature.args[columns], arguments[columns])
-
-    def read(self, array: Any, at: Any) -> Any:
-        """Return a number of an array of int32."""
-        return self.builder.sext(self.builder.load(self.builder.gep(array, [at])), self.loop.whole(0).type)
-
-    def pairs(self, of: Any, query: Any, entry: Any) -> list[Any]:
-        """Return pointers to those of the upper row, and to those of the lower one."""
-        upper = self.read(self.place, entry)
-        lower = self.builder.add(upper, self.read(self.columns, query))
-        return [self.loop.place(of, at, ir.VectorType(self.loop.number, 2)) for at in (upper, lower)]
-
-    def four(self, of: Any, entry: Any) -> Any:
-        """Return a pointer to the numbers of a key."""
-        at = self.builder.mul(entry, self.loop.whole(4))
-        return self.loop.place(of, at, ir.VectorType(self.loop.number, 4))
 
 
 class _Walk:

@@ -26,8 +26,8 @@ def _add_shares(shares, keys, columns, place, share):
 
 
 @jit()
-def _take_products(products, keys, columns, count, place, four):
-    take_products(products, keys, columns, count, place, four)
+def _take_products(products, keys, columns, place, four):
+    take_products(products, keys, columns, place, four)
 
 
 @jit()
@@ -85,7 +85,7 @@ def test_numbers_of_windows_are_taken_for_keys(dtype):
     for q, pixels in enumerate(count):
         products[q, :pixels] = _pixels(first[q], columns[q], pixels // max(columns[q], 1))
     four = np.full((*column.shape, 4), 7, dtype)
-    _take_products(products.ravel(), 5, columns, count, place, four.reshape(-1))
+    _take_products(products.ravel(), 5, columns, place, four.reshape(-1))
     around = (row * WIDTH + column)[..., None] + np.array([0, 1, WIDTH, WIDTH + 1])
     np.testing.assert_array_equal(four, np.where((count > 0)[:, None, None], around, 7))
 
