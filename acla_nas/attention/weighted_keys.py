@@ -213,5 +213,5 @@ def _rows(query: Tensor) -> Tensor:
     rows = query.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
         rows = scratch("query", query.dtype, batch, height * width, channels)
-        lay_out(query.flatten(2).numpy(), rows.numpy())
+        lay_out(query.flatten(2).numpy(), 0, rows.numpy())
     return rows.view(-1, channels)

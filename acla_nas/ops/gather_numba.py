@@ -103,7 +103,8 @@ def _parts(offsets: Tensor, values: Sequence[Tensor]) -> list[tuple[slice, list[
     together = len(strips)
     largest = max(value[0].numel() * _dtype(values, offsets).itemsize for value in values)
     if images == 1 and largest > _TABLE_BYTES:
-        together = max(1, 3 * len(strips) * _TABLE_BYTES // (4 * largest))
+        most = max(1, 5 * len(strips) * _TABLE_BYTES // (6 * largest))  # and the lines around them
+        together = math.ceil(len(strips) / math.ceil(len(strips) / most))  # about as many in each
     return [
         (slice(i, min(i + images, batch)), strips[first : first + together])
         for i in range(0, batch, images)
@@ -145,13 +146,12 @@ class Table:
         shape = (images, self.lines, width, channels)
         least = _TABLE_BYTES // self._dtype.itemsize  # lest it grows from part to part
         into = scratch("table", self._dtype, max(math.prod(shape), least))[: math.prod(shape)].view(shape)
-        pixels = pixels[:, self.first : self.first + self.lines]
         self.rows = into.view(-1, channels)
         if pixels.dtype == self._dtype and pixels[0, :, :, 0].is_contiguous():
             share_threads()
-            lay_out(pixels.flatten(1, 2).mT.numpy(), into.flatten(1, 2).numpy())
+            lay_out(pixels.flatten(1, 2).mT.numpy(), self.first * width, into.flatten(1, 2).numpy())
         else:
-            into.copy_(pixels)
+            into.copy_(pixels[:, self.first : self.first + self.lines])
 
     def _choose(self, offsets: Tensor, rows: slice) -> None:
         """Choose the lines that are read by the queries in these rows."""

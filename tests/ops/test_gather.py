@@ -228,9 +228,9 @@ def test_a_table_follows_the_strips(monkeypatch):
     laid_out = []
     lay_out = gather_numba.lay_out
 
-    def noted(maps, into):
+    def noted(maps, begin, into):
         laid_out.append(into.shape[1] // 5)
-        lay_out(maps, into)
+        lay_out(maps, begin, into)
 
     monkeypatch.setattr(gather_numba, "lay_out", noted)
     cross_layer_gather([value], offsets, torch.ones(1, 1, 3, 200, 5))
