@@ -56,7 +56,7 @@ def tiny(images: Path, run: Path, task: dict[str, Any], **keys: Any) -> Config:
         ("denoising", (3, 3)),
         pytest.param("jpeg", (1, 1), marks=pytest.mark.slow),
         pytest.param("demosaicing", (3, 3), marks=pytest.mark.slow),
-        ("own", (1, 3)),
+        pytest.param("own", (1, 3), marks=pytest.mark.slow),
     ],
 )
 def test_from_search_to_export(

@@ -434,8 +434,6 @@ def test_a_position_that_runs_twice_for_a_later_input():
 
 # -- PyTorch's machinery ----------------------------------------------------------------------------
 
-EXPORTED = [pytest.param("unet", marks=pytest.mark.slow), "swinir"]
-
 
 @pytest.fixture(scope="module")
 def exported_network():
@@ -456,7 +454,8 @@ def test_torch_export(name, exported_network):
     torch.testing.assert_close(program(x), network(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet", "swinir"])
 def test_onnx(name, exported_network, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
@@ -467,7 +466,7 @@ def test_onnx(name, exported_network, tmp_path):
     torch.testing.assert_close(torch.from_numpy(out), network(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", [pytest.param("unet", marks=pytest.mark.slow), "swinir"])
 def test_torch_compile(name, exported_network):
     network, x = exported_network(name), torch.rand(1, 3, 16, 12)
     torch._dynamo.reset()

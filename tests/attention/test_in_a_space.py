@@ -121,7 +121,7 @@ def test_a_two_stage_search_runs_and_its_result_is_the_derived_network(attention
     torch.testing.assert_close(space.eval()(x), model.eval()(x), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["nl", "mha"])
+@pytest.mark.parametrize("attention", ["nl", pytest.param("mha", marks=pytest.mark.slow)])
 def test_a_derived_network_becomes_a_program(attention, tmp_path):
     space = search_spaces.edsr(2, 2, 8, image_range=1.0, attention=attention)
     sample = {"insert/1": True, "insert/2": True, "keys": 1}
