@@ -103,8 +103,9 @@ def _parts(offsets: Tensor, values: Sequence[Tensor]) -> list[tuple[slice, list[
     together = len(strips)
     largest = max(value[0].numel() * _dtype(values, offsets).itemsize for value in values)
     if images == 1 and largest > _TABLE_BYTES:
-        most = max(1, 5 * len(strips) * _TABLE_BYTES // (6 * largest))  # and the lines around them
-        together = math.ceil(len(strips) / math.ceil(len(strips) / most))  # about as many in each
+        most = max(1, 5 * len(strips) * _TABLE_BYTES // (6 * largest))  # a sixth is for lines around them
+        parts = math.ceil(len(strips) / most)
+        together = math.ceil(len(strips) / parts)
     return [
         (slice(i, min(i + images, batch)), strips[first : first + together])
         for i in range(0, batch, images)
