@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from acla_nas import attention as attentions
 from acla_nas.attention import ACLA, Attention, Feature
+from acla_nas.attention.feature_stack import FeatureStack
 from acla_nas.attention.shared_gradient import share_gradient
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.layout import from_map, to_map
@@ -37,6 +38,7 @@ class _Pass:
     features: dict[str, Tensor] = field(default_factory=dict)  # x^j as maps, in the order of execution
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of what grids of tokens refer to
     off: set[int] = field(default_factory=set)  # positions whose gate is 0
+    stack: FeatureStack | None = None  # of features that are not off
 
     def __post_init__(self) -> None:
         drawn = {j: gate.detach() for j, gate in self.gates.items() if isinstance(gate, Tensor)}
@@ -171,6 +173,8 @@ class CrossLayerNetwork(nn.Module):
         self, *inputs: Any, gates: Mapping[int, Tensor | bool] | None, key_gates: Tensor | None, **kwargs: Any
     ) -> Any:
         running = _Pass(gates or {}, key_gates, torch.is_grad_enabled())
+        if not (self.recompute and self.training):  # which would keep it, and read the features
+            running.stack = FeatureStack(len(self.places) - len(running.off))
         for tensor in tree_leaves((inputs, kwargs)):
             if isinstance(tensor, Tensor) and tensor.dim() >= 4:
                 running.sizes[""] = (tensor.shape[-2], tensor.shape[-1])
@@ -180,6 +184,8 @@ class CrossLayerNetwork(nn.Module):
             output = self.backbone(*inputs, **kwargs)
         finally:
             self._pass = None
+            if running.stack is not None:
+                running.stack.close()
         if running.with_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
@@ -249,7 +255,10 @@ class CrossLayerNetwork(nn.Module):
             )
         if self.training and running.with_grad and not torch.is_grad_enabled():
             raise _no_gradients(path)
-        running.features[name] = share_gradient(query) if isinstance(self.attention[name], ACLA) else query
+        running.features[name] = query
+        if isinstance(self.attention[name], ACLA):
+            stack = None if int(name) in running.off else running.stack
+            running.features[name] = share_gradient(query, stack)
         return dict(running.features)
 
     def _as_map(self, place: Place, x: Any, running: _Pass) -> Tensor:

@@ -357,20 +357,24 @@ def update_at_once(
     key_gates: Tensor | None,
 ) -> Tensor:
     """Return the same at once, for features that a fused form takes."""
+    dtype = query.dtype
     if query.device.type == "cpu":
         from acla_nas.attention.acla_training import attend
     else:
         from acla_nas.attention.acla_gpu import attend
 
+        dtype = torch.float32
     on, off = _split(references, reference_gates)
-    inside, outside = query.new_ones(len(references), module.num_keys), query.new_ones(len(references))
+    count, keys = len(references), module.num_keys
+    ones = query.new_ones(count * (keys + 1), dtype=dtype)
+    inside, outside = ones[count:].view(count, keys), ones[:count]
     gates = _stack_gates([*on, *off], reference_gates)
     if gates is not None and module.softmax == "joint":
-        inside = inside * gates.to(query.dtype).unsqueeze(1)
+        inside = inside * gates.to(dtype).unsqueeze(1)
     elif gates is not None:
-        outside = gates.to(query.dtype)
+        outside = gates.to(dtype)
     if key_gates is not None:
-        inside = inside * key_gates.to(query.dtype)
+        inside = inside * key_gates.to(dtype)
     features = [references[name] for name in (*on, *off)]
     layers = [module.references[name] for name in (*on, *off)]
     result, share = attend(module, query, features, layers, inside, outside, len(on))

@@ -1,7 +1,9 @@
-"""ACLA on a GPU: all of a module but H as one function, with a backward pass of its own.
+"""ACLA on a GPU: all of a module as one function, with a backward pass of its own.
 
 Keys near their query are read by products of matrices, see :mod:`acla_nas.attention.acla_triton`; those that
-are far, by the kernels of the operator, which are only called for references that have any.
+are far, one by one: forward by a kernel that ends at once where there are none, and backward by the kernels
+of the operator, which are only called for references that have any. Features and what is made of them are
+rows of C values a pixel, so that each projection of a batch is one product of matrices.
 """
 
 from __future__ import annotations
@@ -16,6 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from acla_nas.attention import acla_triton as kernels
+from acla_nas.attention.feature_stack import (
+    FeatureStack,
+    as_maps,
+    as_rows,
+    place_of,
+    rows_dtype,
+    top_of_stack,
+)
 from acla_nas.attention.weighted_keys import SMALL
 from acla_nas.ops import gather_triton
 
@@ -40,18 +50,14 @@ def attend(
     """Return the module's update H y, and the share of the keys that are open.
 
     Arguments are those of :func:`acla_nas.attention.acla_training.attend`. Under autocast its dtype is used,
-    otherwise that of the query.
+    otherwise that of the query. Features that are in a stack are not copied.
     """
-    dtype = query.dtype
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
     weights = [layer.value.weight for layer in layers] + [layer.offset.weight for layer in layers]
     weights += [layer.logit.weight for layer in layers]
     weights += [layer.mask.weight for layer in layers if layer.mask is not None]
     result: tuple[Tensor, Tensor] = _Attend.apply(
-        module, on, query.to(dtype), inside.float(), outside.float(), module.out.weight,
-        *[x.to(dtype) for x in references], *weights,
-    )  # fmt: skip
+        module, on, inside.float(), outside.float(), module.out.weight, query, *references, *weights
+    )
     return result
 
 
@@ -59,30 +65,94 @@ class _Attend(torch.autograd.Function):
     """See :func:`attend`."""
 
     @staticmethod
-    def forward(ctx: Any, module: ACLA, on: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.cuda.device_of(tensors[0]):
-            group = _Group(module, tensors, on)
+    def forward(
+        ctx: Any, module: ACLA, on: int, inside: Tensor, outside: Tensor, out: Tensor, query: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        number, size = len(inside), (query.shape[2], query.shape[3])
+        references, weights = tensors[:number], tensors[number:]
+        with torch.cuda.device_of(query):
+            asked, rows, ctx.held = _take_rows(query, references[:on])
+            group = _Group(module, size, asked, rows, inside[:on], outside[:on])
+            group.compute([weights[first : first + on] for first in range(0, len(weights), number)], out)
             y = group.sum()
             update = group.project(y)
-        ctx.module, ctx.on, ctx.find_far = module, on, group.find_far
-        ctx.save_for_backward(y, *group.computed, *tensors)
+        ctx.set_materialize_grads(False)
+        ctx.module, ctx.on, ctx.size, ctx.find_far = module, on, size, group.find_far
+        has_gates = on < number and any(ctx.needs_input_grad[2:4])
+        more = (*references[on:], *weights, out) if has_gates else ()
+        ctx.save_for_backward(y, *group.computed, asked, rows, inside, outside, *more)
         return update, group.share
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_update: Tensor, of_share: Tensor) -> tuple[Tensor | None, ...]:
-        module, on = ctx.module, ctx.on
-        saved = ctx.saved_tensors
-        y, computed, tensors = saved[0], saved[1:_COMPUTED], saved[_COMPUTED:]
-        needed = ctx.needs_input_grad[2:]
-        with torch.cuda.device_of(of_update):
-            count = len(tensors[1])
-            if (needed[1] or needed[2]) and count > on:  # of gates that are off, too
-                group = _Group(module, tensors, count)
+    def backward(ctx: Any, of_update: Tensor | None, of_share: Tensor | None) -> tuple[Tensor | None, ...]:
+        y, *saved = ctx.saved_tensors
+        computed, (asked, rows, inside, outside, *more) = _Computed(*saved[:_COMPUTED]), saved[_COMPUTED:]
+        module, on, number = ctx.module, ctx.on, len(inside)
+        with torch.cuda.device_of(y):
+            if more:  # gates of references that are off have gradients, too
+                features, weights, out = more[: number - on], more[number - on : -1], more[-1]
+                off = torch.stack([as_rows(x, rows.dtype) for x in features])
+                group = _Group(module, ctx.size, asked, torch.cat((rows, off)), inside, outside)
+                parts = [weights[first : first + number] for first in range(0, len(weights), number)]
+                group.compute(parts, out)
             else:
-                group = _Group(module, tensors, on, _Computed(*computed), ctx.find_far)
-            of_open = of_share / (on * module.num_keys * y[..., 0].numel())
-            return (None, None, *group.differentiate(of_update, y, of_open, on, needed))
+                group = _Group(module, ctx.size, asked, rows, inside[:on], outside[:on])
+                group.computed, group.find_far = computed, ctx.find_far
+            if of_update is None:
+                of_update = as_maps(torch.zeros_like(y), ctx.size)
+            needed = _Needed(ctx.needs_input_grad[2:], number, on, ctx.held)
+            return (None, None, *group.differentiate(of_update, y, of_share, needed))
+
+
+class _Held(NamedTuple):
+    """The stack that features are in: how many of the references, and which of it the query is, if any."""
+
+    stack: FeatureStack | None
+    references: int
+    query: int | None
+
+
+def _take_rows(query: Tensor, references: Sequence[Tensor]) -> tuple[Tensor, Tensor, _Held]:
+    """Return query (B, P, C) and references (R, B, P, C_l) as rows, and which of them are in a stack."""
+    dtype = rows_dtype(query)
+    stack, count = top_of_stack(references)
+    held = None if stack is None else stack.rows(count)
+    if stack is None or held is None or held.dtype != dtype:
+        rows = torch.stack([as_rows(x, dtype) for x in references])
+        return as_rows(query, dtype), rows, _Held(None, 0, None)
+    if count < len(references):
+        rows = torch.cat((held, torch.stack([as_rows(x, dtype) for x in references[count:]])))
+    else:
+        rows = held
+    place = place_of(query)
+    if place is None or place.stack is not stack or place.index >= count:
+        return as_rows(query, dtype), rows, _Held(stack, count, None)
+    return held[place.index], rows, _Held(stack, count, place.index)
+
+
+class _Needed:
+    """Which gradients a backward pass is to find.
+
+    Args:
+        needed: of the gates inside and outside, of H, of the query, and of the references and weights.
+        number: R, references, whether on or off.
+        on: how many of them are on.
+        held: features to whose gradient in a stack that is added.
+    """
+
+    def __init__(self, needed: Sequence[bool], number: int, on: int, held: _Held) -> None:
+        self.all, self.number, self.on, self.held = needed, number, on, held
+        self.inside, self.outside, self.out, self.query = needed[:4]
+        self.kinds = [slice(first, first + on) for first in range(4, len(needed), number)]
+        of = [any(needed[kind]) for kind in self.kinds]
+        self.references, self.values, self.scores, self.masks = of[0], of[1], of[2] or of[3], any(of[4:])
+
+    @property
+    def gates(self) -> bool:
+        """Whether those of gates are."""
+        return self.inside or self.outside
 
 
 class _Group:
@@ -90,10 +160,11 @@ class _Group:
 
     Args:
         module: the attention.
-        tensors: query, gates inside and outside, H, references and weights, see :func:`attend`.
-        count: R, references that are looked at.
-        computed: what a group of the same arguments computed.
-        find_far: likewise.
+        size: H and W.
+        asked: the query as rows (B, P, C).
+        rows: the references (R, B, P, C_l).
+        inside: gates (R, K), see :func:`attend`.
+        outside: gates (R,).
 
     Attributes:
         computed: what others are computed from.
@@ -101,67 +172,65 @@ class _Group:
         share: of the keys that are open.
     """
 
+    computed: _Computed
+    find_far: Callable[[], list[int]]
+    share: Tensor
+
     def __init__(
         self,
         module: ACLA,
-        tensors: Sequence[Tensor],
-        count: int,
-        computed: _Computed | None = None,
-        find_far: Callable[[], list[int]] | None = None,
+        size: tuple[int, int],
+        asked: Tensor,
+        rows: Tensor,
+        inside: Tensor,
+        outside: Tensor,
     ) -> None:
-        query, inside, outside, self.out, *rest = tensors
-        number = len(inside)
-        self.module, self.tensors, self.count = module, tensors, count
-        self.batch, self.channels, self.height, self.width = query.shape
-        self.pixels, self.keys_each = self.height * self.width, module.num_keys
-        self.dtype, self.device = query.dtype, query.device
-        self.query, self.references = query.flatten(2), rest[:count]
-        self.weights = [rest[first : first + count] for first in range(number, len(rest), number)]
-        self.masks = len(self.weights[3][0]) if len(self.weights) > 3 else 0
-        self.inside, self.outside = inside[:count].contiguous(), outside[:count].contiguous()
+        self.module, self.asked, self.rows, self.inside, self.outside = module, asked, rows, inside, outside
+        layer: Any = next(iter(module.references.values()))
+        self.count, self.keys_each = len(rows), module.num_keys
+        self.masks = 0 if layer.mask is None else layer.mask.out_channels
+        self.mask_scale = float(layer.mask_scale)  # the same in all references
+        self.batch, self.pixels, self.channels = asked.shape
+        self.height, self.width = size
+        self.dtype, self.device = asked.dtype, asked.device
         self.down, self.across = triton.cdiv(self.height, _SIDE), triton.cdiv(self.width, _SIDE)
         self.tiles = self.down * self.across
-        if computed is None or find_far is None:
-            scores, matrices = self._take_weights()
-            found = self._times(scores.flatten(0, 1), self.query)
-            tables = torch.matmul(self._stack_references().mT, matrices.mT.unsqueeze(1))
-            keys, log_sums, self.share, find_far = self._weigh(found, tables)
-            computed = _Computed(scores, matrices, found, tables, keys, log_sums, self._spread(keys))
-        self.computed, self.find_far = computed, find_far
 
-    def _take_weights(self) -> tuple[Tensor, Tensor]:
-        """Return W_off with W_att below it, (R, 3 K, C), and G with M below it, (R, C + masks, C_l)."""
+    def compute(self, weights: Sequence[Sequence[Tensor]], out: Tensor) -> None:
+        """Find where keys lie and what they weigh.
+
+        Args:
+            weights: of each reference G, W_off, W_att, and M if there is any.
+            out: H.
+        """
+        scores, matrices, out = self._take_weights(weights, out)
+        found = torch.mm(scores.flatten(0, 1), self.asked.flatten(0, 1).t())
+        tables = torch.bmm(self.rows.flatten(1, 2), matrices.mT).unflatten(1, (self.batch, self.pixels))
+        keys, log_sums, far = self._weigh(found, tables)
+        self.computed = _Computed(
+            scores, matrices, out, found, tables, keys, log_sums, far, self._spread(keys)
+        )
+
+    def _take_weights(
+        self, weights: Sequence[Sequence[Tensor]], out: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W_off with W_att below it, (R, 3 K, C), G with M below it, (R, C + masks, C_l), and H."""
         scores = self._empty(self.count, 3 * self.keys_each, self.channels)
-        matrices = self._empty(self.count, self.channels + self.masks, self.references[0].shape[1])
-        values, masks = matrices.split((self.channels, self.masks), 1)
-        offsets, logits = scores.split((2 * self.keys_each, self.keys_each), 1)
-        parts = [part for kind in (values, offsets, logits, masks)[: len(self.weights)] for part in kind]
-        torch._foreach_copy_(parts, [weight.flatten(1) for kind in self.weights for weight in kind])
-        masks.mul_(self.mask_scale)
-        return scores, matrices
-
-    def _stack_references(self) -> Tensor:
-        """Return (R, B, C_l, P)."""
-        return torch.stack([x.flatten(2) for x in self.references])
-
-    def _times(self, matrix: Tensor, maps: Tensor) -> Tensor:
-        """Return the product of a matrix with each of B maps (B, C, P), whose pixels lie together."""
-        return torch.bmm(matrix.expand(self.batch, -1, -1), maps)
-
-    @property
-    def mask_scale(self) -> float:
-        """Factor of the masks' logits, the same in all references."""
-        return float(next(iter(self.module.references.values())).mask_scale)  # type: ignore[arg-type]
+        matrices = self._empty(self.count, self.channels + self.masks, self.rows.shape[3])
+        own = self._empty(self.channels, self.channels)
+        values, masks = matrices[..., None, None].split((self.channels, self.masks), 1)
+        offsets, logits = scores[..., None, None].split((2 * self.keys_each, self.keys_each), 1)
+        parts = [part for kind in (values, offsets, logits, masks)[: len(weights)] for part in kind.unbind()]
+        torch._foreach_copy_([*parts, own], [*(w for kind in weights for w in kind), out.flatten(1)])
+        return scores, matrices, own
 
     def project(self, y: Tensor) -> Tensor:
         """Return H y, (B, C, H, W)."""
-        matrix = self.out.to(self.dtype).flatten(1)
-        if self.tensors[0].is_contiguous():
-            return self._times(matrix, y.mT).view_as(self.tensors[0])
-        return torch.matmul(y, matrix.t()).unflatten(1, (self.height, self.width)).permute(0, 3, 1, 2)
+        update = torch.mm(y.flatten(0, 1), self.computed.out.t()).view_as(y)
+        return as_maps(update, (self.height, self.width))
 
-    def _weigh(self, found: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor, Callable[[], list[int]]]:
-        """Return keys with their weights, log sums, the share of open keys, and what finds far ones."""
+    def _weigh(self, found: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return keys with their weights, log sums, and how many keys of a block of queries are far."""
         keys = found.new_empty(self.batch, self.count, self.keys_each, 3, self.pixels, dtype=torch.float32)
         log_sums = keys.new_empty(self.batch, self.pixels)
         grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
@@ -171,7 +240,8 @@ class _Group:
             self.count, self.keys_each, *self._map(tables), self.height, self.width,
             *self._softmax, **self._key_options, num_warps=4,
         )  # fmt: skip
-        return keys, log_sums, opened.sum() / keys[:, :, :, 0].numel(), _later(far)
+        self.share, self.find_far = opened.sum(), _later(far)
+        return keys, log_sums, far
 
     def _key_arguments(self, found: Tensor, tables: Tensor) -> tuple[Tensor, ...]:
         return found, self._base, self.inside, self.outside, tables[..., self.channels :]
@@ -181,8 +251,9 @@ class _Group:
         return self.module.base.float()
 
     @property
-    def _softmax(self) -> tuple[float, float]:
-        return SMALL if self.module.renormalize else 1.0, float(self.module.gate_bias)
+    def _softmax(self) -> tuple[float, float, float]:
+        share = SMALL if self.module.renormalize else 1.0
+        return share, self.mask_scale, float(self.module.gate_bias)
 
     @property
     def _key_options(self) -> dict[str, Any]:
@@ -206,75 +277,90 @@ class _Group:
 
     def sum(self) -> Tensor:
         """Return y of Eq. 6, (B, P, C)."""
-        tables, shares = self.computed.tables, self.computed.shares
+        computed, tables = self.computed, self.computed.tables
         y = self._empty(self.batch, self.pixels, self.channels)
         block, part = self._block(256), 64 if self._is_low else 32
         kernels._multiply[self.batch * self.tiles, triton.cdiv(self.channels, block)](
-            shares, tables, y, self.count, self.channels, *self._map(tables), self.height, self.width,
-            self.tiles, self.across,
+            computed.shares, tables, y, self.count, self.channels, *self._map(tables),
+            self.height, self.width, self.tiles, self.across,
             PARTS=_PIXELS // part, PART=part, BLOCK=block,
             num_warps=8 if block > 128 else 4,
         )  # fmt: skip
-        for r in self.find_far():
-            far = gather_triton.forward([self._values(r)], *self._far_keys(r))
-            y += far.permute(0, 2, 3, 1).flatten(1, 2)
+        block = self._block(64)
+        kernels._add_far[self.batch, computed.far.shape[1], triton.cdiv(self.channels, block)](
+            computed.found, self._base, computed.keys, computed.far, tables, y,
+            self.count, self.keys_each, self.channels, *self._map(tables), self.height, self.width,
+            QUERIES=_BLOCK, BLOCK=block, num_warps=8,
+        )  # fmt: skip
         return y
 
     def differentiate(
-        self, of_update: Tensor, y: Tensor, of_open: Tensor, on: int, needed: Sequence[bool]
+        self, of_update: Tensor, y: Tensor, of_share: Tensor | None, needed: _Needed
     ) -> list[Tensor | None]:
-        """Return the gradients of what the group was made of.
+        """Return the gradients of what is needed, None where something is not.
 
         Args:
             of_update: dL/d(H y), (B, C, H, W).
             y: (B, P, C).
-            of_open: gradient of a key's gate, beside that which it has through y.
-            on: references that are on, the first.
+            of_share: gradient of the share of open keys.
             needed: which gradients are.
         """
-        number = len(self.tensors[1])
-        of: list[Tensor | None] = [None] * len(needed)
-        of_update = of_update.flatten(2).to(self.dtype)
-        of_y = torch.matmul(of_update.mT, self.out.to(self.dtype).flatten(1))  # B x P x C
-        if needed[3]:
-            of[3] = torch.bmm(of_update, y).sum(0).to(self.out.dtype).view_as(self.out)
+        on, held, kinds = needed.on, needed.held, needed.kinds
+        of: list[Tensor | None] = [None] * len(needed.all)
+        of_update = as_rows(of_update, self.dtype).flatten(0, 1)
+        of_y = torch.mm(of_update, self.computed.out).view_as(y)
+        if needed.out:
+            of[2] = _as_weights(torch.mm(of_update.t(), y.flatten(0, 1)))
         far = {r: self._differentiate_far(of_y, r) for r in self.find_far()}
-        of_found, of_masks, of_inside, of_outside = self._differentiate_keys(of_y, y, of_open, far)
-        for i, gradient in ((1, of_inside), (2, of_outside)):
-            if needed[i]:  # of those that were not looked at there is none
-                of[i] = F.pad(gradient, (0,) * (2 * gradient.dim() - 1) + (number - self.count,))
-        of_found = of_found[:, : 3 * self.keys_each * on]
-        if needed[0]:
+        of_found, of_masks, of_inside, of_outside = self._differentiate_keys(of_y, y, of_share, far, needed)
+        for i, gradient in ((0, of_inside), (1, of_outside)):
+            if needed.all[i]:  # of those that were not looked at there is none
+                of[i] = F.pad(gradient, (0,) * (2 * gradient.dim() - 1) + (needed.number - self.count,))
+        of_found = of_found[: 3 * self.keys_each * on]
+        if needed.query:
             scores = self.computed.scores[:on].flatten(0, 1)
-            of[0] = self._times(scores.t(), of_found).view_as(self.tensors[0])
-        kinds = [slice(first, first + on) for first in range(4, len(needed), number)]
-        if any(any(needed[kind]) for kind in (*kinds[:2], *kinds[4:])):
-            of_tables = self._collect(of_y, of_masks, far, on)
-            if any(needed[kinds[0]]):
-                of_references = torch.matmul(self.computed.matrices[:on].mT.unsqueeze(1), of_tables.mT)
-                of[kinds[0]] = [x.view_as(own) for x, own in zip(of_references, self.references)]
-            if any(any(needed[kind]) for kind in (kinds[1], *kinds[4:])):
-                of_images = torch.matmul(of_tables.mT, self._stack_references()[:on].mT)
-                of_matrices = of_images.sum(1, dtype=torch.float32)[..., None, None]
-                of[kinds[1]] = of_matrices[:, : self.channels]
+            if held.stack is not None and held.query is not None:
+                held.stack.gradients(self.rows[0])[held.query].flatten(0, 1).addmm_(of_found.t(), scores)
+            else:
+                of[3] = as_maps(torch.mm(of_found.t(), scores).view_as(y), (self.height, self.width))
+        if needed.references or needed.values or needed.masks:
+            of_tables = self._collect(of_y, of_masks, far, on).flatten(1, 2)
+            if needed.references:
+                of[kinds[0]] = self._of_references(of_tables, held)
+            if needed.values or needed.masks:
+                of_matrices = _as_weights(torch.bmm(of_tables.mT, self.rows[:on].flatten(1, 2)))
+                of[kinds[1]] = of_matrices[:, : self.channels].unbind()
                 if self.masks > 0:
-                    of[kinds[4]] = self.mask_scale * of_matrices[:, self.channels :]
-        if any(needed[kinds[2]]) or any(needed[kinds[3]]):
-            of_images = torch.bmm(of_found, self.query.mT)
-            of_scores = of_images.sum(0, dtype=torch.float32).unflatten(0, (on, -1))[..., None, None]
-            of[kinds[2]], of[kinds[3]] = of_scores.split((2 * self.keys_each, self.keys_each), 1)
+                    of[kinds[4]] = of_matrices[:, self.channels :].unbind()
+        if needed.scores:
+            of_scores = _as_weights(torch.mm(of_found, self.asked.flatten(0, 1))).unflatten(0, (on, -1))
+            offsets, logits = of_scores.split((2 * self.keys_each, self.keys_each), 1)
+            of[kinds[2]], of[kinds[3]] = offsets.unbind(), logits.unbind()
         return of
 
+    def _of_references(self, of_tables: Tensor, held: _Held) -> list[Tensor | None]:
+        """Return the gradients of references, None of those to whose gradient in the stack it is added."""
+        on, matrices = len(of_tables), self.computed.matrices
+        if held.stack is not None:
+            sums = held.stack.gradients(self.rows[0])[: held.references].flatten(1, 2)
+            sums.baddbmm_(of_tables[: held.references], matrices[: held.references])
+        if held.references == on:
+            return [None] * on
+        rest = torch.bmm(of_tables[held.references :], matrices[held.references : on])
+        rest = rest.unflatten(1, (self.batch, self.height, self.width)).permute(0, 1, 4, 2, 3)
+        return [*[None] * held.references, *rest.unbind()]
+
     def _differentiate_keys(
-        self, of_y: Tensor, y: Tensor, of_open: Tensor, far: Mapping[int, _Far]
+        self, of_y: Tensor, y: Tensor, of_share: Tensor | None, far: Mapping[int, _Far], needed: _Needed
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the gradients of found, of what is read of masks, and of the gates inside and outside."""
-        _, _, found, tables, keys, log_sums, _ = self.computed
+        found, tables, keys, log_sums = self.computed[3:7]
         products = keys.new_empty(self.batch * self.tiles, self.count, _QUERIES, _PIXELS)
+        totals = torch.empty_like(log_sums)
         part = 256 if self._is_low and self.channels % 8 == 0 else 64  # other rows are read value by value
         kernels._take_products[self.batch * self.tiles, self.count, _PIXELS // part](
-            of_y, tables, products, self.count, self.channels, *self._map(tables), self.height, self.width,
-            self.tiles, self.across,
+            of_y, y, tables, products, totals, self.count, self.channels, *self._map(tables),
+            self.height, self.width, self.tiles, self.across,
             PART=part, BLOCK=self._block(64 if self._is_low else 32),
             num_warps=8 if part > 128 else 4,
         )  # fmt: skip
@@ -283,16 +369,22 @@ class _Group:
             of_far[:, r] = of.keys
         grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
         of_found, of_masks = torch.empty_like(found), torch.empty_like(keys[:, :, :, 0])
-        of_inside = keys.new_empty(*grid, self.count, self.keys_each)
-        of_outside = keys.new_zeros(*grid, self.count)
+        of_inside, of_outside = self.inside, self.outside
+        if needed.gates:
+            of_inside = keys.new_empty(*grid, self.count, self.keys_each)
+            of_outside = keys.new_zeros(*grid, self.count)
         kernels._differentiate[grid](
             *self._key_arguments(found, tables), products, of_far,
-            log_sums, (of_y.float() * y).sum(-1), of_open, of_found, of_masks, of_inside, of_outside,
-            self.count, self.keys_each, *self._map(tables), self.height, self.width, self.tiles, self.across,
-            *self._softmax, float(self.module.gate_temperature),
-            FAR=bool(far), **self._key_options, num_warps=4,
+            log_sums, totals, totals if of_share is None else of_share,
+            of_found, of_masks, of_inside, of_outside,
+            self.count, needed.on, self.keys_each, *self._map(tables), self.height, self.width,
+            self.tiles, self.across, *self._softmax, float(self.module.gate_temperature),
+            FAR=bool(far), OF_SHARE=of_share is not None, OF_GATES=needed.gates,
+            **self._key_options, num_warps=4,
         )  # fmt: skip
-        return of_found, of_masks, of_inside.sum((0, 1)), of_outside.sum((0, 1))
+        if needed.gates:
+            of_inside, of_outside = of_inside.sum((0, 1)), of_outside.sum((0, 1))
+        return of_found, of_masks, of_inside, of_outside
 
     def _collect(self, of_y: Tensor, of_masks: Tensor, far: Mapping[int, _Far], on: int) -> Tensor:
         """Return the gradients of the tables of the references that are on."""
@@ -333,8 +425,8 @@ class _Group:
 
     def _far_keys(self, r: int) -> tuple[Tensor, Tensor]:
         """Return offsets (B, 1, K, 2, H, W) and weights (B, 1, K, H, W) in a reference."""
-        found = self.computed.found.unflatten(1, (self.count, -1))[:, r, : 2 * self.keys_each]
-        offsets = found.unflatten(1, (-1, 2)) + self._base.unsqueeze(-1)
+        found = self.computed.found.unflatten(0, (self.count, -1))[r, : 2 * self.keys_each]
+        offsets = found.view(self.keys_each, 2, self.batch, -1).movedim(2, 0) + self._base.unsqueeze(-1)
         keys = self.computed.keys[:, r : r + 1].unflatten(-1, (self.height, self.width))
         offsets = offsets.view_as(keys[:, :, :, :2])
         return offsets.masked_fill(keys[:, :, :, :1] >= 0, _AWAY), keys[:, :, :, 2]
@@ -378,19 +470,21 @@ class _Group:
 
 class _Computed(NamedTuple):
     """What is kept for the backward pass: the weights W_off with W_att below, and G with M below it, for each
-    reference; what they make of the query, (B, R 3 K, P), and of the references, (R, B, P, C + masks); the
-    keys; the log sums of the softmax (B, P); and S."""
+    reference, and H; what they make of the query, (R 3 K, B P), and of the references, (R, B, P, C + masks);
+    the keys; the log sums of the softmax (B, P); of far keys the number; and S."""
 
     scores: Tensor
     matrices: Tensor
+    out: Tensor
     found: Tensor
     tables: Tensor
     keys: Tensor
     log_sums: Tensor
+    far: Tensor
     shares: Tensor
 
 
-_COMPUTED = 1 + len(_Computed._fields)  # saved tensors before the arguments, y included
+_COMPUTED = len(_Computed._fields)
 
 
 class _Far(NamedTuple):
@@ -400,6 +494,11 @@ class _Far(NamedTuple):
     keys: Tensor
     offsets: Tensor
     values: Tensor
+
+
+def _as_weights(gradients: Tensor) -> Tensor:
+    """Return gradients of weights, (.., outputs, inputs), in float32 as those of 1x1 convolutions."""
+    return gradients.float()[..., None, None]
 
 
 def _later(numbers: Tensor) -> Callable[[], list[int]]:

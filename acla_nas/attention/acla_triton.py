@@ -10,9 +10,9 @@ that are far. What 64 queries read is then a product of matrices, which GPUs are
 A row of S has four numbers for each key, and zeros, which cost less than reading rows one by one would: each
 row of the window is read once for all 64 queries. Sums have a fixed order.
 
-What a query is projected to, (B, R, 3 K, P), is dx and dy of each key in turn, and then the keys' logits.
+What a query is projected to, (R, 3 K, B, P), is dx and dy of each key in turn, and then the keys' logits.
 Keys (B, R, K, 3, P) are where each lies in the window of its query's tile, x and y in pixels, and its weight;
-P pixels of H x W. Those that are far lie where their window has no pixels.
+P pixels of H x W. Those that are far lie where their window has no pixels, and are read one by one.
 """
 
 from __future__ import annotations
@@ -122,26 +122,83 @@ def _multiply(
 
 
 @triton.jit
+def _add_far(
+    found, base, keys, far, tables, y, count, num_keys, channels, row, map_, height, width,
+    QUERIES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add to y what keys read that are far, pixel by pixel, where a block of queries has any."""
+    image, images, pixels = tl.program_id(0), tl.num_programs(0), height * width
+    program = image * tl.num_programs(1) + tl.program_id(1)
+    plane = (images * pixels).to(tl.int64)
+    position = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
+    line, column, is_query = _queries_of(position, height, width)
+    channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    is_channel = (channel < channels)[None, :]
+    found += image * pixels + position
+    keys += image.to(tl.int64) * count * 3 * num_keys * pixels + position
+    tables += image.to(tl.int64) * map_
+    into = y + (image.to(tl.int64) * pixels + position[:, None]) * channels + channel[None, :]
+    number = 0
+    for r in range(count):
+        number += tl.load(far + program * count + r)
+    if number > 0:
+        total = tl.load(into, is_query[:, None] & is_channel, other=0.0).to(tl.float32)
+        for _ in range(count):
+            for k in range(num_keys):
+                is_far = is_query & (tl.load(keys + 3 * k * pixels, is_query, other=0.0) < 0)
+                weight = tl.load(keys + (3 * k + 2) * pixels, is_far, other=0.0)
+                dx = tl.load(found + 2 * k * plane, is_far, other=0.0).to(tl.float32) + tl.load(base + 2 * k)
+                dy = tl.load(found + (2 * k + 1) * plane, is_far, other=0.0).to(tl.float32)
+                dy += tl.load(base + 2 * k + 1)
+                whole_x, whole_y = tl.floor(dx), tl.floor(dy)
+                left = column + tl.clamp(whole_x, -_OUTSIDE, _OUTSIDE).to(tl.int32)
+                upper = line + tl.clamp(whole_y, -_OUTSIDE, _OUTSIDE).to(tl.int32)
+                right, down = dx - whole_x, dy - whole_y
+                for corner in tl.static_range(4):
+                    x, y_ = left + corner % 2, upper + corner // 2
+                    share = (
+                        weight * (right if corner % 2 else 1 - right) * (down if corner // 2 else 1 - down)
+                    )
+                    is_pixel = is_far & (x >= 0) & (x < width) & (y_ >= 0) & (y_ < height)
+                    at = tables + (y_ * width + x)[:, None] * row + channel[None, :]
+                    values = tl.load(at, is_pixel[:, None] & is_channel, other=0.0)
+                    total += share[:, None] * values.to(tl.float32)
+            found += 3 * num_keys * plane
+            keys += 3 * num_keys * pixels
+            tables += images * map_
+        tl.store(into, total.to(y.dtype.element_ty), is_query[:, None] & is_channel)
+
+
+@triton.jit
 def _take_products(
-    grad, tables, products, count, channels, row, map_, height, width, tiles, tiles_across,
+    grad, y, tables, products, totals, count, channels, row, map_, height, width, tiles, tiles_across,
     PART: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the products of the gradient of a tile's queries with pixels of its window, in a reference."""
+    """Write the products of the gradient of a tile's queries with pixels of its window, in a reference.
+
+    One program of a tile writes those with y, too.
+    """
     image, down, across = _tile_of(tl.program_id(0), tiles, tiles_across)
     reference, first = tl.program_id(1), tl.program_id(2) * PART
     images = tl.num_programs(0) // tiles
     query, pixel = tl.arange(0, _QUERIES), first + tl.arange(0, PART)
     position, is_query = _query_of(query, down, across, height, width)
-    of_query = grad + (image.to(tl.int64) * height * width + position[:, None]) * channels
-    position, is_pixel = _window_of(pixel, down, across, height, width)
-    of_pixel = tables + (reference * images + image).to(tl.int64) * map_ + position[:, None] * row
+    own = image.to(tl.int64) * height * width + position
+    window, is_pixel = _window_of(pixel, down, across, height, width)
+    of_pixel = tables + (reference * images + image).to(tl.int64) * map_ + window[:, None] * row
     total = tl.zeros((_QUERIES, PART), tl.float32)
+    with_y = tl.zeros((_QUERIES,), tl.float32)
+    is_first = (reference == 0) & (first == 0)
     for start in range(0, channels, BLOCK):
         channel = start + tl.arange(0, BLOCK)
         is_channel = (channel < channels)[None, :]
-        left = tl.load(of_query + channel[None, :], is_query[:, None] & is_channel, other=0.0)
+        at = own[:, None] * channels + channel[None, :]
+        left = tl.load(grad + at, is_query[:, None] & is_channel, other=0.0)
         right = tl.load(of_pixel + channel[None, :], is_pixel[:, None] & is_channel, other=0.0)
         total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
+        result = tl.load(y + at, is_query[:, None] & is_channel & is_first, other=0.0)
+        with_y += tl.sum(left.to(tl.float32) * result.to(tl.float32), 1)
+    tl.store(totals + own, with_y, is_query & is_first)
     into = products + (tl.program_id(0).to(tl.int64) * count + reference) * _QUERIES * _PIXELS
     tl.store(into + query[:, None] * _PIXELS + pixel[None, :], total)
 
@@ -188,12 +245,12 @@ def _queries_of(position, height, width):
 
 
 @triton.jit
-def _take_places(found, base, key, position, is_key, num_keys, pixels):
+def _take_places(found, base, key, position, is_key, num_keys, plane):
     """Return dx and dy of the keys (KEYS, BLOCK) of a reference, and their logits."""
-    at = found + key[:, None] * 2 * pixels + position[None, :]
+    at = found + key[:, None] * 2 * plane + position[None, :]
     dx = tl.load(at, is_key, other=0.0).to(tl.float32)
-    dy = tl.load(at + pixels, is_key, other=0.0).to(tl.float32)
-    at = found + (2 * num_keys + key[:, None]) * pixels + position[None, :]
+    dy = tl.load(at + plane, is_key, other=0.0).to(tl.float32)
+    at = found + (2 * num_keys + key[:, None]) * plane + position[None, :]
     logit = tl.load(at, is_key, other=-float("inf")).to(tl.float32)
     is_base = key < num_keys
     dx += tl.load(base + 2 * key, is_base, other=0.0)[:, None]
@@ -228,7 +285,7 @@ def _between(a, b, c, d, right, down):
 
 
 @triton.jit
-def _open(masks, key, is_key, dx, dy, line, column, row, height, width, bias, MASKS: tl.constexpr):
+def _open(masks, key, is_key, dx, dy, line, column, row, height, width, scale, bias, MASKS: tl.constexpr):
     """Return the gates of keys, 0 or 1."""
     gate = tl.where(is_key, 1.0, 0.0)
     if MASKS > 0:
@@ -236,7 +293,7 @@ def _open(masks, key, is_key, dx, dy, line, column, row, height, width, bias, MA
             masks, key, is_key, dx, dy, line, column, row, height, width, MASKS > 1
         )
         read, _, _ = _between(a, b, c, d, right, down)
-        gate = tl.where(read + bias > 0, gate, 0.0)
+        gate = tl.where(scale * read + bias > 0, gate, 0.0)
     return gate
 
 
@@ -255,17 +312,18 @@ def _add_exponentials(largest, total, logit, switch, gate, share, RENORMALIZE: t
 @triton.jit
 def _weigh(
     found, base, inside, outside, masks, keys, log_sums, opened, far,
-    count, num_keys, row, map_, height, width, share, bias,
+    count, num_keys, row, map_, height, width, share, scale, bias,
     JOINT: tl.constexpr, RENORMALIZE: tl.constexpr, MASKS: tl.constexpr,
     KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write keys and what they weigh, log sums of a joint softmax, and how many keys are open, and far."""
+    """Write keys and what they weigh, log sums of a joint softmax, the share of open keys, and far ones."""
     image, images, pixels = tl.program_id(0), tl.num_programs(0), height * width
+    plane = (images * pixels).to(tl.int64)
     position, key = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, KEYS)
     line, column, is_query = _queries_of(position, height, width)
     is_key = (key < num_keys)[:, None] & is_query[None, :]
     step = num_keys * pixels
-    found += image.to(tl.int64) * count * 3 * step
+    found += image * pixels
     keys += image.to(tl.int64) * count * 3 * step + key[:, None] * 3 * pixels + position[None, :]
     masks += image.to(tl.int64) * map_
     largest = tl.full((BLOCK,), -float("inf"), tl.float32)
@@ -273,22 +331,24 @@ def _weigh(
     if JOINT:
         of, of_masks = found, masks
         for r in range(count):
-            dx, dy, logit = _take_places(of, base, key, position, is_key, num_keys, pixels)
+            dx, dy, logit = _take_places(of, base, key, position, is_key, num_keys, plane)
             switch = tl.load(inside + r * num_keys + key, key < num_keys, other=0.0)[:, None]
             gate = tl.where(is_key, 1.0, 0.0)
             if RENORMALIZE:
-                gate = _open(of_masks, key, is_key, dx, dy, line, column, row, height, width, bias, MASKS)
+                gate = _open(
+                    of_masks, key, is_key, dx, dy, line, column, row, height, width, scale, bias, MASKS
+                )
             largest, total = _add_exponentials(largest, total, logit, switch, gate, share, RENORMALIZE)
-            of += 3 * step
+            of += 3 * num_keys * plane
             of_masks += images * map_
     log_sum = largest + tl.log(total)
     tl.store(log_sums + image * pixels + position, log_sum, is_query)
     program = image * tl.num_programs(1) + tl.program_id(1)
     count_open = tl.zeros((BLOCK,), tl.float32)
     for r in range(count):
-        dx, dy, logit = _take_places(found, base, key, position, is_key, num_keys, pixels)
+        dx, dy, logit = _take_places(found, base, key, position, is_key, num_keys, plane)
         switch = tl.load(inside + r * num_keys + key, key < num_keys, other=0.0)[:, None]
-        gate = _open(masks, key, is_key, dx, dy, line, column, row, height, width, bias, MASKS)
+        gate = _open(masks, key, is_key, dx, dy, line, column, row, height, width, scale, bias, MASKS)
         if not JOINT:
             largest = tl.full((BLOCK,), -float("inf"), tl.float32)
             total = tl.zeros((BLOCK,), tl.float32)
@@ -306,19 +366,19 @@ def _weigh(
         reads = is_key & (x > -1) & (x < width) & (y > -1) & (y < height)
         tl.store(far + program * count + r, tl.sum(tl.sum((reads & ~near).to(tl.int32), 0), 0))
         count_open += tl.sum(gate, 0)
-        found += 3 * step
+        found += 3 * num_keys * plane
         keys += 3 * step
         masks += images * map_
-    tl.store(opened + program, tl.sum(count_open, 0))
+    tl.store(opened + program, tl.sum(count_open, 0) / (images * count * num_keys * pixels).to(tl.float32))
 
 
 @triton.jit
 def _differentiate(
-    found, base, inside, outside, masks, products, of_far, log_sums, totals, of_open,
+    found, base, inside, outside, masks, products, of_far, log_sums, totals, of_share,
     of_found, of_masks, of_inside, of_outside,
-    count, num_keys, row, map_, height, width, tiles, tiles_across, share, bias, temperature,
+    count, counted, num_keys, row, map_, height, width, tiles, tiles_across, share, scale, bias, temperature,
     JOINT: tl.constexpr, RENORMALIZE: tl.constexpr, MASKS: tl.constexpr, FAR: tl.constexpr,
-    KEYS: tl.constexpr, BLOCK: tl.constexpr,
+    OF_SHARE: tl.constexpr, OF_GATES: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all that keys are made of, from the products of dL/dy with windows.
 
@@ -330,9 +390,10 @@ def _differentiate(
     line, column, is_query = _queries_of(position, height, width)
     is_key = (key < num_keys)[:, None] & is_query[None, :]
     step = num_keys * pixels
+    plane = (images * pixels).to(tl.int64)
     own = image.to(tl.int64) * count * step
-    found += 3 * own
-    of_found += 3 * own + position[None, :]
+    found += image * pixels
+    of_found += image * pixels + position[None, :]
     of_masks += own + key[:, None] * pixels + position[None, :]
     of_far += 3 * own + key[:, None] * 3 * pixels + position[None, :]
     masks += image.to(tl.int64) * map_
@@ -341,9 +402,11 @@ def _differentiate(
     query = line % _SIDE * _SIDE + column % _SIDE
     log_sum = tl.load(log_sums + image * pixels + position, is_query, other=0.0)
     total = tl.load(totals + image * pixels + position, is_query, other=0.0)
-    open_grad = tl.load(of_open)
+    open_grad = 0.0
+    if OF_SHARE:
+        open_grad = tl.load(of_share) / (images * counted * num_keys * pixels).to(tl.float32)
     for r in range(count):
-        dx, dy, logit = _take_places(found, base, key, position, is_key, num_keys, pixels)
+        dx, dy, logit = _take_places(found, base, key, position, is_key, num_keys, plane)
         switch = tl.load(inside + r * num_keys + key, key < num_keys, other=0.0)[:, None]
         beyond = tl.load(outside + r)
         gate, slope = tl.where(is_key, 1.0, 0.0), tl.zeros((KEYS, BLOCK), tl.float32)
@@ -353,9 +416,10 @@ def _differentiate(
                 masks, key, is_key, dx, dy, line, column, row, height, width, MASKS > 1
             )
             read, mask_x, mask_y = _between(a, b, c, d, right, down)
-            gate = tl.where(read + bias > 0, gate, 0.0)
-            soft = 1 / (1 + tl.exp(-tl.abs(read + bias) / temperature))
-            slope = soft * (1 - soft) / temperature
+            mask = scale * read + bias
+            gate = tl.where(mask > 0, gate, 0.0)
+            soft = 1 / (1 + tl.exp(-tl.abs(mask) / temperature))
+            slope = scale * soft * (1 - soft) / temperature
 
         x, near_x = _in_window(column[None, :], dx)
         y, near_y = _in_window(line[None, :], dy)
@@ -386,7 +450,8 @@ def _differentiate(
             product += tl.load(of_far + 2 * pixels, is_key, other=0.0)
         if not JOINT:
             total = tl.sum(product * gate * part * switch, 0)
-            tl.store(of_outside + program * count + r, tl.sum(tl.where(is_query, total, 0.0), 0))
+            if OF_GATES:
+                tl.store(of_outside + program * count + r, tl.sum(tl.where(is_query, total, 0.0), 0))
         if RENORMALIZE:
             of_switch = (product * gate - (share + gate) * total[None, :]) * part * beyond
             of_mask = ((product - total[None, :]) * part * beyond * switch + open_grad) * slope
@@ -397,15 +462,16 @@ def _differentiate(
             of_x += of_mask * mask_x
             of_y += of_mask * mask_y
             tl.store(of_masks, of_mask, is_key)
-        into = of_found + key[:, None] * 2 * pixels
+        into = of_found + key[:, None] * 2 * plane
         tl.store(into, of_x.to(of_found.dtype.element_ty), is_key)
-        tl.store(into + pixels, of_y.to(of_found.dtype.element_ty), is_key)
+        tl.store(into + plane, of_y.to(of_found.dtype.element_ty), is_key)
         of_logit = (of_switch * switch).to(of_found.dtype.element_ty)
-        tl.store(of_found + 2 * step + key[:, None] * pixels, of_logit, is_key)
-        within = tl.sum(tl.where(is_key, of_switch, 0.0), 1)
-        tl.store(of_inside + (program * count + r) * num_keys + key, within, key < num_keys)
-        found += 3 * step
-        of_found += 3 * step
+        tl.store(of_found + (2 * num_keys + key[:, None]) * plane, of_logit, is_key)
+        if OF_GATES:
+            within = tl.sum(tl.where(is_key, of_switch, 0.0), 1)
+            tl.store(of_inside + (program * count + r) * num_keys + key, within, key < num_keys)
+        found += 3 * num_keys * plane
+        of_found += 3 * num_keys * plane
         of_far += 3 * step
         of_masks += step
         masks += images * map_

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acla_nas.attention.feature_stack import FeatureStack, Place
 from acla_nas.attention.forms import is_fusable
 
 
@@ -38,11 +39,15 @@ class SharedGradient:
         return self._total if self._task == torch._C._current_graph_task_id() else None
 
 
-def share_gradient(feature: Tensor) -> Tensor:
-    """Return a feature for any number of modules to read, where a fused form on a CPU may be among them.
+def share_gradient(feature: Tensor, stack: FeatureStack | None = None) -> Tensor:
+    """Return a feature for any number of modules to read, where a fused form may be among them.
 
-    Those that know of it add to the gradient that :func:`shared_gradient` returns, and return none for the
-    feature; for others it is a tensor like any other.
+    Those that know of it add to the gradient in one place, that of :func:`shared_gradient` on a CPU and a
+    stack on a GPU, and return none for the feature; for others it is a tensor like any other.
+
+    Args:
+        feature: (B, C, H, W).
+        stack: on a GPU, to copy the feature to.
 
     Example:
         >>> feature = torch.ones(2, requires_grad=True)
@@ -51,16 +56,27 @@ def share_gradient(feature: Tensor) -> Tensor:
         >>> feature.grad
         tensor([3., 3.])
     """
-    if feature.device.type != "cpu" or not feature.requires_grad or not is_fusable(feature, ()):
+    if not is_fusable(feature, ()):
         return feature
-    gradient = SharedGradient()
+    if feature.device.type != "cpu":
+        return share_in_stack(feature, stack)
+    return _share(feature, SharedGradient()) if feature.requires_grad else feature
+
+
+def share_in_stack(feature: Tensor, stack: FeatureStack | None) -> Tensor:
+    """Return a feature that is in a stack, too, and whose gradient readers add to that of the stack."""
+    place = None if stack is None else stack.push(feature)
+    return feature if place is None else _share(feature, place)
+
+
+def _share(feature: Tensor, gradient: SharedGradient | Place) -> Tensor:
     shared: Tensor = _Shared.apply(feature, gradient)
     shared._acla_gradient = gradient  # type: ignore[attr-defined]
     return shared
 
 
 def shared_gradient(feature: Tensor) -> SharedGradient | None:
-    """Return where to add to a feature's gradient, if it is one of :func:`share_gradient`."""
+    """Return where to add to a feature's gradient on a CPU, if it is one of :func:`share_gradient`."""
     return getattr(feature, "_acla_gradient", None)
 
 
@@ -68,7 +84,7 @@ class _Shared(torch.autograd.Function):
     """The identity; its backward pass comes after those of all who read its result."""
 
     @staticmethod
-    def forward(ctx: Any, feature: Tensor, gradient: SharedGradient) -> Tensor:
+    def forward(ctx: Any, feature: Tensor, gradient: SharedGradient | Place) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.gradient = gradient
         return feature.view_as(feature)

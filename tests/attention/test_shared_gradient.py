@@ -45,7 +45,7 @@ def test_are_those_without_it(network, images, monkeypatch):
     monkeypatch.setattr(SharedGradient, "to_add_to", lambda *of: calls.append(add(*of)) or calls[-1])
     found = gradients(network, loss_of(network, images))
     assert [is_begun for _, is_begun in calls] == 4 * [False] + 6 * [True]
-    monkeypatch.setattr(networks, "share_gradient", lambda x: x)
+    monkeypatch.setattr(networks, "share_gradient", lambda feature, stack: feature)
     expected = gradients(network, loss_of(network, images))
     assert all(x.abs().max() > 0 for x in expected)
     assert_equal(found, expected)
@@ -58,7 +58,7 @@ def test_with_gates_of_which_some_are_off(network, images, monkeypatch):
         return torch.autograd.grad(loss_of(network, images, gates), wanted)
 
     shared = found()
-    monkeypatch.setattr(networks, "share_gradient", lambda x: x)
+    monkeypatch.setattr(networks, "share_gradient", lambda feature, stack: feature)
     assert_equal(shared, found())
 
 
