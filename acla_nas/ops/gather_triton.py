@@ -2,14 +2,15 @@
 
 A value map is read as it lies where the channels of a pixel lie together, as in channels_last maps, and
 copied so where not: a pixel is then a row of C values. Forward, a program sums the rows of a block of queries
-over references and keys in float32. Backward, the products of a query's gradient with the rows that it read
-give the gradients of offsets and weights. The gradient of a pixel is a sum over the keys around it, which
-are found by sorting the keys by the pixel at their upper left: nothing is added in the order of arrival.
+over references and keys in float32. Backward, the products of a query's gradient with the rows that a key
+read give the gradients of its offset and weight. The gradient of a pixel is a sum over the keys around it,
+which are found by sorting all keys by the pixel at their upper left: nothing is added in order of arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_AT_ONCE = 8  # references that one program sums over: its code grows with them
-_TILE, _SMALL_TILE = 1024, 512  # values of a program's tile, rows times channels
+_AT_ONCE = 8  # references of a launch: its arguments grow with them, and forward its code
+_SORTED = 1 << 22  # keys, and cells, of the references that are sorted at once, unless one has more
+# A program's tile: values, rows times channels; channels at most; values of a warp.
+_FORWARD_TILE, _QUERY_TILE, _PIXEL_TILE = (1024, 128, 256), (512, 64, 256), (2048, 256, 512)
+_WARPS = 4096  # of a launch at least, where there are keys enough to be split: a GPU runs so many at a time
+_CELLS = 256  # keys of which a program computes the cells
 _LONGEST = 1 << 15  # sides of images are less, so that places are exact in 32 bits
 _MOST = 1 << 30  # pixels and keys of a reference are fewer, so that their numbers fit into 32 bits
 _OUTSIDE: tl.constexpr = tl.constexpr(65536.0)  # pixels: beyond every image from everywhere in it
@@ -28,12 +33,11 @@ def is_supported(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> 
     """Whether the kernels take these arguments; float64 and images of 32768 pixels a side they do not."""
     tensors = [*values, offsets, weights]
     sides = [side for t in tensors for side in t.shape[-2:]]
-    pixels = [v.shape[0] * (v.shape[2] + 1) * (v.shape[3] + 1) for v in values]
     return (
         all(t.numel() > 0 and t.device == offsets.device for t in tensors)
         and all(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in tensors)
         and max(sides) < _LONGEST
-        and max(*pixels, weights[:, 0].numel()) < _MOST
+        and max(weights[:, 0].numel(), *map(_count_cells, values)) < _MOST
     )
 
 
@@ -43,8 +47,11 @@ def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tenso
     channels = values[0].shape[1]
     maps = [_Map.of(value) for value in values]
     queries = batch * height * width
-    block, rows, warps = _tile(channels, 128)
-    grid = (triton.cdiv(queries, rows) * triton.cdiv(channels, block),)
+    block, rows, warps = _tile(channels, *_FORWARD_TILE)
+    blocks = triton.cdiv(channels, block)
+    parts = triton.cdiv(_WARPS, triton.cdiv(queries, rows) * blocks * warps)
+    beside = min(triton.next_power_of_2(min(parts, keys)), rows)
+    grid = (triton.cdiv(queries, rows // beside) * blocks,)
     several = references > _AT_ONCE
     out = offsets.new_empty(
         batch, height, width, channels, dtype=torch.float32 if several else values[0].dtype
@@ -64,7 +71,8 @@ def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tenso
                 channels,
                 COUNT=len(maps[group]),
                 ADD=first > 0,
-                ROWS=rows,
+                QUERIES=rows // beside,
+                KEYS=beside,
                 BLOCK=block,
                 num_warps=warps,
             )
@@ -78,13 +86,19 @@ def backward(
     of_offsets, of_weights = (
         torch.empty_like(t) if wanted else None for t, wanted in zip((offsets, weights), needed)
     )
-    of_values: list[Tensor | None] = []
-    incoming = _Map.of(grad)
+    of_values = [
+        v.new_empty(len(v), *v.shape[2:], v.shape[1]).permute(0, 3, 1, 2) if wanted else None
+        for v, wanted in zip(values, needed[2:])
+    ]
+    grad = grad.permute(0, 2, 3, 1).contiguous()
     with torch.cuda.device_of(grad):
         if of_offsets is not None or of_weights is not None:
-            _by_query(incoming, values, offsets, weights, of_offsets, of_weights)
-        for r, (value, wanted) in enumerate(zip(values, needed[2:])):
-            of_values.append(_by_pixel(incoming, offsets[:, r], weights[:, r], value) if wanted else None)
+            _by_query(grad, values, offsets, weights, of_offsets, of_weights)
+        at_once = max(1, _SORTED // max(weights[:, 0].numel(), *map(_count_cells, values)))
+        for first in range(0, len(values), at_once):
+            group = slice(first, first + at_once)
+            if any(needed[2:][group]):
+                _by_pixel(grad, offsets[:, group], weights[:, group], of_values[group])
     return [of_offsets, of_weights, *of_values]
 
 
@@ -122,40 +136,59 @@ class _Planes(NamedTuple):
         return cls(tensor, *tensor.stride())
 
 
-def _tile(channels: int, most: int, tile: int = _TILE) -> tuple[int, int, int]:
+def _tile(channels: int, values: int, most: int, of_warp: int) -> tuple[int, int, int]:
     """Return channels and rows of a program's tile, and warps for it."""
     block = min(triton.next_power_of_2(channels), most)
     if channels % 16 != 0:  # rows are read value by value, each by its place
-        tile //= 2
-    rows = min(max(1, tile // block), 64)
-    return block, rows, max(1, block * rows // 256)
+        values //= 2
+    rows = min(max(1, values // block), 64)
+    return block, rows, max(1, block * rows // of_warp)
+
+
+def _alike(kinds: Sequence[object]) -> Iterator[slice]:
+    """Yield neighbours of the same kind, as many as a launch takes, without those of kind None."""
+    first = 0
+    for kind, neighbours in itertools.groupby(kinds):
+        last = first + len(list(neighbours))
+        if kind is not None:
+            for start in range(first, last, _AT_ONCE):
+                yield slice(start, min(start + _AT_ONCE, last))
+        first = last
+
+
+def _count_cells(value: Tensor) -> int:
+    """Return how many cells, one column and one row more than pixels, a value map (B, C, h, w) has."""
+    return value.shape[0] * (value.shape[2] + 1) * (value.shape[3] + 1)
 
 
 def _by_query(
-    grad: _Map,
+    grad: Tensor,
     values: Sequence[Tensor],
     offsets: Tensor,
     weights: Tensor,
     of_offsets: Tensor | None,
     of_weights: Tensor | None,
 ) -> None:
-    """Write the gradients of offsets and weights."""
-    batch, references, keys, _, height, width = offsets.shape
+    """Write the gradients of offsets and weights, from that of the result (B, H, W, C)."""
+    batch, _, keys, _, height, width = offsets.shape
     channels = values[0].shape[1]
     maps = [_Map.of(value) for value in values]
     queries = batch * height * width
-    block, rows, warps = _tile(channels, 64, _SMALL_TILE)
-    for first in range(0, references, _AT_ONCE):
-        group = slice(first, first + _AT_ONCE)
-        _backward_by_query[(triton.cdiv(queries, rows),)](
+    block, rows, warps = _tile(channels, *_QUERY_TILE)
+    for group in _alike([(of.rows.dtype, *of[1:]) for of in maps]):
+        programs = len(maps[group]) * triton.cdiv(queries, rows)
+        keys_each = triton.cdiv(keys, triton.cdiv(_WARPS, programs * warps))
+        _backward_by_query[(programs * triton.cdiv(keys, keys_each),)](
             grad,
-            tuple(maps[group]),
+            maps[group.start],
+            tuple(of.rows for of in maps[group]),
             _Planes.of(offsets[:, group]),
             _Planes.of(weights[:, group].unsqueeze(3)),
             _Planes.of((offsets if of_offsets is None else of_offsets)[:, group]),
             _Planes.of((weights if of_weights is None else of_weights)[:, group].unsqueeze(3)),
             queries,
             keys,
+            keys_each,
             height,
             width,
             channels,
@@ -169,42 +202,72 @@ def _by_query(
         )
 
 
-def _by_pixel(grad: _Map, offsets: Tensor, weights: Tensor, value: Tensor) -> Tensor:
-    """Return the gradient of one reference's values.
+def _by_pixel(grad: Tensor, offsets: Tensor, weights: Tensor, into: Sequence[Tensor | None]) -> None:
+    """Write the gradients of values that are wanted, from that of the result (B, H, W, C)."""
+    channels = grad.shape[3]
+    counts = [0 if of is None else _count_cells(of) for of in into]
+    first_cell = list(itertools.accumulate(counts, initial=0))
+    groups = list(_alike([None if of is None else (of.dtype, of.shape) for of in into]))
+    order, begin, shares = _sort_keys(offsets, weights, into, groups, first_cell)
+    block, rows, warps = _tile(channels, *_PIXEL_TILE)
+    for group in groups:
+        maps = tuple(of.permute(0, 2, 3, 1) for of in into[group] if of is not None)
+        pixels = maps[0][..., 0].numel()
+        _backward_by_pixel[(len(maps) * pixels * triton.cdiv(channels, block),)](
+            grad,
+            order,
+            begin[first_cell[group.start] :],
+            shares,
+            maps,
+            order.numel(),
+            grad[..., 0].numel(),
+            channels,
+            pixels,
+            *maps[0].shape[1:3],
+            COUNT=len(maps),
+            ROWS=rows,
+            BLOCK=block,
+            num_warps=warps,
+        )
 
-    Keys are sorted by their cell, the four pixels around them. There is one more column of cells than of
-    pixels, and one more row; keys that count for nothing come last.
+
+def _sort_keys(
+    offsets: Tensor,
+    weights: Tensor,
+    maps: Sequence[Tensor | None],
+    groups: Sequence[slice],
+    first_cell: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the keys in the order of their cells, where each cell begins, and the shares of keys.
+
+    A cell is between four pixels, of which a key's shares are those of bilinear reading, times its weight.
+    There is one more column of cells than of pixels, and one more row. Cells of a reference follow those of
+    the one before, and keys that count for nothing come last.
     """
-    batch, keys, height, width = weights.shape
-    channels, own_height, own_width = value.shape[1:]
-    into = value.new_empty(batch, own_height, own_width, channels)
-    of_keys = _Planes.of(offsets.unsqueeze(1)), _Planes.of(weights[:, None, :, None])
-    cells = batch * (own_height + 1) * (own_width + 1)
-    cell = torch.empty(weights.shape, dtype=torch.int32, device=weights.device)
-    _cells[(triton.cdiv(cell.numel(), 1024),)](
-        *of_keys, cell, cell.numel(), cells, keys, height, width, own_height, own_width, SIZE=1024
-    )
+    batch, _, keys, height, width = weights.shape
+    queries, cells, device = batch * height * width, first_cell[-1], weights.device
+    place = list(itertools.accumulate((of is not None for of in maps), initial=0))
+    cell = torch.empty(place[-1], keys, queries, dtype=torch.int32, device=device)
+    shares = torch.empty(4, *cell.shape, device=device)
+    for group in groups:
+        _cells[((group.stop - group.start) * keys * triton.cdiv(queries, _CELLS),)](
+            _Planes.of(offsets[:, group]),
+            _Planes.of(weights[:, group].unsqueeze(3)),
+            cell[place[group.start] :],
+            shares[:, place[group.start] :],
+            first_cell[group.start],
+            cells,
+            cell.numel(),
+            queries,
+            keys,
+            height,
+            width,
+            *maps[group.start].shape[2:],
+            SIZE=_CELLS,
+        )
     cell, order = torch.sort(cell.view(-1), stable=True)
-    numbers = torch.arange(cells + 1, dtype=torch.int32, device=cell.device)
-    begin = torch.searchsorted(cell, numbers, out_int32=True)
-    block, rows, warps = _tile(channels, 256)
-    _backward_by_pixel[(batch * own_height * own_width * triton.cdiv(channels, block),)](
-        grad,
-        *of_keys,
-        order,
-        begin,
-        into,
-        keys,
-        height,
-        width,
-        channels,
-        own_height,
-        own_width,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=warps,
-    )
-    return into.permute(0, 3, 1, 2)
+    numbers = torch.arange(cells + 1, dtype=torch.int32, device=device)
+    return order, torch.searchsorted(cell, numbers, out_int32=True), shares
 
 
 @triton.jit
@@ -239,20 +302,39 @@ def _query_place(query, height, width):
 
 
 @triton.jit
-def _planes_at(planes, image, row, column):
-    """Return pointers to the numbers of the first key of the first reference of queries."""
+def _planes_at(planes, reference, image, key, row, column):
+    """Return pointers to the numbers of keys."""
     return (
         planes.data
+        + tl.cast(reference, tl.int64) * planes.reference
         + image * planes.image
+        + key.to(tl.int64) * planes.key
         + row.to(tl.int64) * planes.row
         + column.to(tl.int64) * planes.column
     )
 
 
 @triton.jit
-def _rows_at(of, image, row, column):
-    """Return pointers to the rows of pixels."""
-    return of.rows + image * of.image + row.to(tl.int64) * of.line + column.to(tl.int64) * of.pixel
+def _load_key(offset, axis, weight, is_key):
+    """Return offsets along x and y and weights of keys in float32, 0 where there is none."""
+    dx = tl.load(offset, is_key, other=0.0).to(tl.float32)
+    dy = tl.load(offset + axis, is_key, other=0.0).to(tl.float32)
+    return dx, dy, tl.load(weight, is_key, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _steps(of, image, row, column):
+    """Return the steps from where a map begins to the rows of pixels."""
+    return image * of.image + row.to(tl.int64) * of.line + column.to(tl.int64) * of.pixel
+
+
+@triton.jit
+def _choose(pointers, number, COUNT: tl.constexpr):
+    """Return the pointer of that number."""
+    found = pointers[0]
+    for i in tl.static_range(1, COUNT):
+        found = tl.where(number == i, pointers[i], found)
+    return found
 
 
 @triton.jit
@@ -283,29 +365,31 @@ def _forward(
     channels,
     COUNT: tl.constexpr,
     ADD: tl.constexpr,
-    ROWS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     blocks = tl.cdiv(channels, BLOCK)
-    query = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    first_query = tl.program_id(0) // blocks * QUERIES
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    is_query, is_channel = query < queries, channel < channels
+    is_channel = channel < channels
+    pair = tl.arange(0, KEYS * QUERIES)  # of a query and one of the keys that are summed side by side
+    query, key = first_query + pair % QUERIES, pair // QUERIES
     image, row, column = _query_place(query, height, width)
-    offset_at, weight_at = _planes_at(offsets, image, row, column), _planes_at(weights, image, row, column)
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    total = tl.zeros((KEYS * QUERIES, BLOCK), tl.float32)
     for r in tl.static_range(COUNT):
         of = maps[r]
         x_whole, x_fraction = _start(column, width, of.width)
         y_whole, y_fraction = _start(row, height, of.height)
-        key_offset, key_weight = offset_at, weight_at
-        for _ in range(keys):
-            dx = tl.load(key_offset, is_query, other=0.0).to(tl.float32)
-            dy = tl.load(key_offset + offsets.axis, is_query, other=0.0).to(tl.float32)
-            weight = tl.load(key_weight, is_query, other=0.0).to(tl.float32)
+        offset_at = _planes_at(offsets, r, image, key, row, column)
+        weight_at = _planes_at(weights, r, image, key, row, column)
+        for first in range(0, keys, KEYS):
+            is_key = (query < queries) & (first + key < keys)
+            dx, dy, weight = _load_key(offset_at, offsets.axis, weight_at, is_key)
             x, right = _split(x_whole, x_fraction, dx, width, of.width)
             y, down = _split(y_whole, y_fraction, dy, height, of.height)
             upper_left, upper_right, lower_left, lower_right = _corners(of, x, y, weight != 0)
-            at = _rows_at(of, image, y, x)
+            at = of.rows + _steps(of, image, y, x)
             lower = weight * down
             upper = weight - lower
             total += (upper - upper * right)[:, None] * _read(at, channel, upper_left, is_channel)
@@ -313,20 +397,21 @@ def _forward(
             at += of.line
             total += (lower - lower * right)[:, None] * _read(at, channel, lower_left, is_channel)
             total += (lower * right)[:, None] * _read(at + of.pixel, channel, lower_right, is_channel)
-            key_offset += offsets.key
-            key_weight += weights.key
-        offset_at += offsets.reference
-        weight_at += weights.reference
-    into = out + query.to(tl.int64)[:, None] * channels + channel[None, :]
-    is_own = is_query[:, None] & is_channel[None, :]
+            offset_at += tl.cast(offsets.key, tl.int64) * KEYS
+            weight_at += tl.cast(weights.key, tl.int64) * KEYS
+    sums = tl.sum(tl.reshape(total, (KEYS, QUERIES, BLOCK)), 0)
+    own = first_query + tl.arange(0, QUERIES)
+    into = out + own.to(tl.int64)[:, None] * channels + channel[None, :]
+    is_own = (own < queries)[:, None] & is_channel[None, :]
     if ADD:
-        total += tl.load(into, is_own, other=0.0)
-    tl.store(into, total.to(out.dtype.element_ty), is_own)
+        sums += tl.load(into, is_own, other=0.0)
+    tl.store(into, sums.to(out.dtype.element_ty), is_own)
 
 
 @triton.jit
 def _backward_by_query(
     grad,
+    of,
     maps,
     offsets,
     weights,
@@ -334,6 +419,7 @@ def _backward_by_query(
     of_weights,
     queries,
     keys,
+    keys_each,
     height,
     width,
     channels,
@@ -344,85 +430,55 @@ def _backward_by_query(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    query = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    parts, blocks = tl.cdiv(keys, keys_each), tl.cdiv(queries, ROWS)
+    first = tl.program_id(0) % parts * keys_each
+    query = tl.program_id(0) // parts % blocks * ROWS + tl.arange(0, ROWS)
+    reference = tl.program_id(0) // parts // blocks
     is_query = query < queries
     image, row, column = _query_place(query, height, width)
-    offset_at, weight_at = _planes_at(offsets, image, row, column), _planes_at(weights, image, row, column)
-    of_offset_at = _planes_at(of_offsets, image, row, column)
-    of_weight_at = _planes_at(of_weights, image, row, column)
-    grad_at = _rows_at(grad, image, row, column)
+    offset_at = _planes_at(offsets, reference, image, first, row, column)
+    weight_at = _planes_at(weights, reference, image, first, row, column)
+    of_offset_at = _planes_at(of_offsets, reference, image, first, row, column)
+    of_weight_at = _planes_at(of_weights, reference, image, first, row, column)
+    grad_at = grad + query.to(tl.int64) * channels
+    start = _choose(maps, reference, COUNT)
     channel = tl.arange(0, BLOCK)
     tile = _read(grad_at, channel, is_query, channel < channels)
-    for r in tl.static_range(COUNT):
-        of = maps[r]
-        x_whole, x_fraction = _start(column, width, of.width)
-        y_whole, y_fraction = _start(row, height, of.height)
-        scale_x, scale_y = _quotient(of.width, width), _quotient(of.height, height)
-        key_offset, key_weight = offset_at, weight_at
-        into_offset, into_weight = of_offset_at, of_weight_at
-        for _ in range(keys):
-            dx = tl.load(key_offset, is_query, other=0.0).to(tl.float32)
-            dy = tl.load(key_offset + offsets.axis, is_query, other=0.0).to(tl.float32)
-            weight = tl.load(key_weight, is_query, other=0.0).to(tl.float32)
-            x, right = _split(x_whole, x_fraction, dx, width, of.width)
-            y, down = _split(y_whole, y_fraction, dy, height, of.height)
-            counts = is_query if OF_WEIGHTS else weight != 0
-            upper_left, upper_right, lower_left, lower_right = _corners(of, x, y, counts)
-            upper = _rows_at(of, image, y, x)
-            lower = upper + of.line
-            a = tl.zeros((ROWS,), tl.float32)
-            b, c, d = a, a, a
-            for block in tl.static_range(BLOCKS):
-                own = channel + block * BLOCK
-                is_own = own < channels
-                if BLOCKS > 1:
-                    tile = _read(grad_at, own, is_query, is_own)
-                a += tl.sum(tile * _read(upper, own, upper_left, is_own), 1)
-                b += tl.sum(tile * _read(upper + of.pixel, own, upper_right, is_own), 1)
-                c += tl.sum(tile * _read(lower, own, lower_left, is_own), 1)
-                d += tl.sum(tile * _read(lower + of.pixel, own, lower_right, is_own), 1)
-            above, below = a + right * (b - a), c + right * (d - c)
-            if OF_OFFSETS:
-                along = (b - a) + down * ((d - c) - (b - a))
-                tl.store(
-                    into_offset, (along * weight * scale_x).to(of_offsets.data.dtype.element_ty), is_query
-                )
-                slope = (below - above) * weight * scale_y
-                tl.store(into_offset + of_offsets.axis, slope.to(of_offsets.data.dtype.element_ty), is_query)
-            if OF_WEIGHTS:
-                value = above + down * (below - above)
-                tl.store(into_weight, value.to(of_weights.data.dtype.element_ty), is_query)
-            key_offset += offsets.key
-            key_weight += weights.key
-            into_offset += of_offsets.key
-            into_weight += of_weights.key
-        offset_at += offsets.reference
-        weight_at += weights.reference
-        of_offset_at += of_offsets.reference
-        of_weight_at += of_weights.reference
-
-
-@triton.jit
-def _key_place(entry, keys, height, width):
-    """Return image (int64), key, row and column of an entry of the weights of a reference."""
-    image, row, column = _query_place(entry, keys * height, width)
-    return image, row // height, row % height, column
-
-
-@triton.jit
-def _key(offsets, weights, entry, is_entry, keys, height, width, own_height, own_width):
-    """Return image, row and column of a key's query, its weight, and its place: x, right, y, down."""
-    image, key, row, column = _key_place(entry, keys, height, width)
-    offset_at = _planes_at(offsets, image, row, column) + key.to(tl.int64) * offsets.key
-    weight_at = _planes_at(weights, image, row, column) + key.to(tl.int64) * weights.key
-    dx = tl.load(offset_at, is_entry, other=0.0).to(tl.float32)
-    dy = tl.load(offset_at + offsets.axis, is_entry, other=0.0).to(tl.float32)
-    weight = tl.load(weight_at, is_entry, other=0.0).to(tl.float32)
-    x_whole, x_fraction = _start(column, width, own_width)
-    y_whole, y_fraction = _start(row, height, own_height)
-    x, right = _split(x_whole, x_fraction, dx, width, own_width)
-    y, down = _split(y_whole, y_fraction, dy, height, own_height)
-    return image, row, column, weight, x, right, y, down
+    x_whole, x_fraction = _start(column, width, of.width)
+    y_whole, y_fraction = _start(row, height, of.height)
+    scale_x, scale_y = _quotient(of.width, width), _quotient(of.height, height)
+    for _ in range(first, tl.minimum(first + keys_each, keys)):
+        dx, dy, weight = _load_key(offset_at, offsets.axis, weight_at, is_query)
+        x, right = _split(x_whole, x_fraction, dx, width, of.width)
+        y, down = _split(y_whole, y_fraction, dy, height, of.height)
+        counts = is_query if OF_WEIGHTS else weight != 0
+        upper_left, upper_right, lower_left, lower_right = _corners(of, x, y, counts)
+        upper = start + _steps(of, image, y, x)
+        lower = upper + of.line
+        a = tl.zeros((ROWS,), tl.float32)
+        b, c, d = a, a, a
+        for block in tl.static_range(BLOCKS):
+            own = channel + block * BLOCK
+            is_own = own < channels
+            if BLOCKS > 1:
+                tile = _read(grad_at, own, is_query, is_own)
+            a += tl.sum(tile * _read(upper, own, upper_left, is_own), 1)
+            b += tl.sum(tile * _read(upper + of.pixel, own, upper_right, is_own), 1)
+            c += tl.sum(tile * _read(lower, own, lower_left, is_own), 1)
+            d += tl.sum(tile * _read(lower + of.pixel, own, lower_right, is_own), 1)
+        above, below = a + right * (b - a), c + right * (d - c)
+        if OF_OFFSETS:
+            along = (b - a) + down * ((d - c) - (b - a))
+            tl.store(of_offset_at, (along * weight * scale_x).to(of_offsets.data.dtype.element_ty), is_query)
+            slope = (below - above) * weight * scale_y
+            tl.store(of_offset_at + of_offsets.axis, slope.to(of_offsets.data.dtype.element_ty), is_query)
+        if OF_WEIGHTS:
+            value = above + down * (below - above)
+            tl.store(of_weight_at, value.to(of_weights.data.dtype.element_ty), is_query)
+        offset_at += offsets.key
+        weight_at += weights.key
+        of_offset_at += of_offsets.key
+        of_weight_at += of_weights.key
 
 
 @triton.jit
@@ -430,8 +486,11 @@ def _cells(
     offsets,
     weights,
     cell,
+    shares,
+    first_cell,
+    all_cells,
     entries,
-    cells,
+    queries,
     keys,
     height,
     width,
@@ -439,30 +498,54 @@ def _cells(
     own_width,
     SIZE: tl.constexpr,
 ):
-    entry = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    is_entry = entry < entries
-    image, _, _, weight, x, _, y, _ = _key(
-        offsets, weights, entry, is_entry, keys, height, width, own_height, own_width
+    """Write each key's cell, and the shares of its query's gradient that the four pixels around it get."""
+    blocks = tl.cdiv(queries, SIZE)
+    plane = tl.program_id(0) // blocks
+    query = tl.program_id(0) % blocks * SIZE + tl.arange(0, SIZE)
+    is_query = query < queries
+    reference, key = plane // keys, plane % keys
+    image, row, column = _query_place(query, height, width)
+    dx, dy, weight = _load_key(
+        _planes_at(offsets, reference, image, key, row, column),
+        offsets.axis,
+        _planes_at(weights, reference, image, key, row, column),
+        is_query,
     )
+    x_whole, x_fraction = _start(column, width, own_width)
+    y_whole, y_fraction = _start(row, height, own_height)
+    x, right = _split(x_whole, x_fraction, dx, width, own_width)
+    y, down = _split(y_whole, y_fraction, dy, height, own_height)
     counts = (weight != 0) & (x >= -1) & (x < own_width) & (y >= -1) & (y < own_height)
-    found = (image.to(tl.int32) * (own_height + 1) + y + 1) * (own_width + 1) + x + 1
-    tl.store(cell + entry, tl.where(counts, found, cells), is_entry)
+    number = reference * (queries // (height * width)) + image.to(tl.int32)  # of an image
+    found = first_cell + (number * (own_height + 1) + y + 1) * (own_width + 1) + x + 1
+    entry = plane * queries + query
+    tl.store(cell + entry, tl.where(counts, found, all_cells), is_query)
+    lower = weight * down
+    upper = weight - lower
+    share = shares + entry
+    tl.store(share, upper - upper * right, is_query)
+    share += entries
+    tl.store(share, upper * right, is_query)
+    share += entries
+    tl.store(share, lower - lower * right, is_query)
+    share += entries
+    tl.store(share, lower * right, is_query)
 
 
 @triton.jit
 def _backward_by_pixel(
     grad,
-    offsets,
-    weights,
     order,
     begin,
+    shares,
     into,
-    keys,
-    height,
-    width,
+    entries,
+    queries,
     channels,
+    pixels,
     own_height,
     own_width,
+    COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -471,21 +554,23 @@ def _backward_by_pixel(
     channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
     line = pixel // own_width + pixel // (own_height * own_width)  # of cells, that above the pixel
-    own_column = pixel % own_width
+    above = begin + line * (own_width + 1) + pixel % own_width  # of the cell above on the left
+    below = above + own_width + 1
+    above_left, above_right, above_end = tl.load(above), tl.load(above + 1), tl.load(above + 2)
+    below_left, below_right, below_end = tl.load(below), tl.load(below + 1), tl.load(below + 2)
+    number = above_end - above_left
     total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for below in tl.static_range(2):
-        cell = begin + (line + below) * (own_width + 1) + own_column
-        first, middle, last = tl.load(cell), tl.load(cell + 1), tl.load(cell + 2)  # cells left and right
-        for start in range(first, last, ROWS):
-            place = start + tl.arange(0, ROWS)
-            is_entry = place < last
-            entry = tl.load(order + place, is_entry, other=0).to(tl.int32)
-            image, row, column, weight, _, right, _, down = _key(
-                offsets, weights, entry, is_entry, keys, height, width, own_height, own_width
-            )
-            share = weight * tl.where(place < middle, right, 1 - right)
-            share *= 1 - down if below else down
-            rows = _rows_at(grad, image, row, column)
-            total += share[:, None] * _read(rows, channel, is_entry, is_channel)
-    found = tl.sum(total, 0).to(into.dtype.element_ty)
-    tl.store(into + pixel.to(tl.int64) * channels + channel, found, is_channel)
+    for start in range(0, number + below_end - below_left, ROWS):
+        place = start + tl.arange(0, ROWS)
+        is_below = place >= number
+        place += tl.where(is_below, below_left - number, above_left)
+        is_entry = place < tl.where(is_below, below_end, above_end)
+        is_left = place < tl.where(is_below, below_right, above_right)
+        entry = tl.load(order + place, is_entry, other=0).to(tl.int32)
+        corner = tl.where(is_below, 0, 2) + tl.where(is_left, 1, 0)  # the pixel's, seen from the key
+        share = tl.load(shares + corner.to(tl.int64) * entries + entry, is_entry, other=0.0)
+        rows = grad + (entry % queries).to(tl.int64) * channels
+        total += share[:, None] * _read(rows, channel, is_entry, is_channel)
+    found = tl.sum(total, 0)
+    own = _choose(into, pixel // pixels, COUNT) + (pixel % pixels).to(tl.int64) * channels + channel
+    tl.store(own, found.to(into[0].dtype.element_ty), is_channel)

@@ -70,8 +70,16 @@ def test_equals_reference(shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 3, 8, 16, 10, 12), (1, 2, 16, 64, 9, 7)])
-def test_equals_reference_with_more_keys_than_a_program_sums_at_once(shape):
+def test_equals_reference_with_more_queries_than_a_program_has(shape):
     inputs = make_inputs(*shape, reach=3.0)
+    assert_close(output_and_gradients(cross_layer_gather, *inputs), in_float64(*inputs), 1e-6)
+
+
+@pytest.mark.parametrize("warps", [1, 12])
+def test_programs_of_several_keys(monkeypatch, warps):
+    """A program of a large image sums all keys one after another; of a smaller one, a part of them."""
+    monkeypatch.setattr(gather_triton, "_WARPS", warps)
+    inputs = make_inputs(2, 2, 5, 130, 2, 3)
     assert_close(output_and_gradients(cross_layer_gather, *inputs), in_float64(*inputs), 1e-6)
 
 
@@ -89,10 +97,28 @@ def test_keys_straddling_the_border():
     assert_close(output_and_gradients(cross_layer_gather, *inputs), in_float64(*inputs), 1e-6)
 
 
-@pytest.mark.parametrize("sizes", [[(6, 4), (1, 2)], [(2, 5), (3, 3)]])
+SIZES = [[(6, 4), (1, 2)], [(2, 5), (3, 3)], [(2, 3), (2, 3), (1, 2), (2, 3)]]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 def test_references_of_other_resolutions(sizes):
-    inputs = make_inputs(2, 2, 3, 5, 3, 2, sizes=sizes)
+    inputs = make_inputs(2, len(sizes), 3, 5, 3, 2, sizes=sizes)
     assert_close(output_and_gradients(cross_layer_gather, *inputs), in_float64(*inputs), 1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+def test_values_some_of_which_need_no_gradient(monkeypatch, at_once):
+    monkeypatch.setattr(gather_triton, "_SORTED", at_once)
+    sizes = [(2, 3), (2, 3), (2, 3), (1, 2), (2, 3), (2, 3)]
+    values, offsets, weights, grad = make_inputs(2, 6, 2, 3, 2, 3, sizes=sizes)
+    needed = [False, False, True, False, True, True, False, True]
+    actual = gather_triton.backward(grad, values, offsets, weights, needed)
+    _, *of_values, of_offsets, of_weights = in_float64(values, offsets, weights, grad)
+    wanted = [e for e, n in zip([of_offsets, of_weights, *of_values], needed) if n]
+    assert [of is not None for of in actual] == needed
+    actual = [of for of in actual if of is not None]
+    assert_close(actual, wanted, 1e-6)
+    assert len({of.untyped_storage().data_ptr() for of in actual}) == 4  # as torch.compile wants them
 
 
 def test_places_stay_exact_in_a_large_image():
