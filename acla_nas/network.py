@@ -38,7 +38,7 @@ class _Pass:
     features: dict[str, Tensor] = field(default_factory=dict)  # x^j as maps, in the order of execution
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of what grids of tokens refer to
     off: set[int] = field(default_factory=set)  # positions whose gate is 0
-    stack: FeatureStack | None = None  # of features that are not off
+    stacks: tuple[FeatureStack, ...] = ()  # of features that are not off, and of those that are
 
     def __post_init__(self) -> None:
         drawn = {j: gate.detach() for j, gate in self.gates.items() if isinstance(gate, Tensor)}
@@ -174,7 +174,8 @@ class CrossLayerNetwork(nn.Module):
     ) -> Any:
         running = _Pass(gates or {}, key_gates, torch.is_grad_enabled())
         if not (self.recompute and self.training):  # which would keep it, and read the features
-            running.stack = FeatureStack(len(self.places) - len(running.off))
+            off = len(running.off.difference(j for j, gate in running.gates.items() if gate is False))
+            running.stacks = FeatureStack(len(self.places) - len(running.off)), FeatureStack(off)
         for tensor in tree_leaves((inputs, kwargs)):
             if isinstance(tensor, Tensor) and tensor.dim() >= 4:
                 running.sizes[""] = (tensor.shape[-2], tensor.shape[-1])
@@ -184,8 +185,8 @@ class CrossLayerNetwork(nn.Module):
             output = self.backbone(*inputs, **kwargs)
         finally:
             self._pass = None
-            if running.stack is not None:
-                running.stack.close()
+            for stack in running.stacks:
+                stack.close()
         if running.with_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
@@ -257,7 +258,7 @@ class CrossLayerNetwork(nn.Module):
             raise _no_gradients(path)
         running.features[name] = query
         if isinstance(self.attention[name], ACLA):
-            stack = None if int(name) in running.off else running.stack
+            stack = running.stacks[int(name) in running.off] if running.stacks else None
             running.features[name] = share_gradient(query, stack)
         return dict(running.features)
 

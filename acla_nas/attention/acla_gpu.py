@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,10 +23,11 @@ from acla_nas.attention.feature_stack import (
     as_rows,
     place_of,
     rows_dtype,
-    top_of_stack,
+    stack_rows,
 )
 from acla_nas.attention.weighted_keys import SMALL
 from acla_nas.ops import gather_triton
+from acla_nas.ops.launch import launch
 
 if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
@@ -77,24 +77,26 @@ class _Attend(torch.autograd.Function):
             group.compute([weights[first : first + on] for first in range(0, len(weights), number)], out)
             y = group.sum()
             update = group.project(y)
+            has_gates = on < number and any(ctx.needs_input_grad[2:4])
+            more = (*stack_rows(references[on:], asked.dtype)[0], *weights, out) if has_gates else ()
         ctx.set_materialize_grads(False)
         ctx.module, ctx.on, ctx.size, ctx.find_far = module, on, size, group.find_far
-        has_gates = on < number and any(ctx.needs_input_grad[2:4])
-        more = (*references[on:], *weights, out) if has_gates else ()
-        ctx.save_for_backward(y, *group.computed, asked, rows, inside, outside, *more)
+        ctx.parts = len(rows), len(more) - len(weights) - 1
+        ctx.save_for_backward(y, *group.computed, asked, inside, outside, *rows, *more)
         return update, group.share
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_update: Tensor | None, of_share: Tensor | None) -> tuple[Tensor | None, ...]:
         y, *saved = ctx.saved_tensors
-        computed, (asked, rows, inside, outside, *more) = _Computed(*saved[:_COMPUTED]), saved[_COMPUTED:]
+        computed, (asked, inside, outside, *more) = _Computed(*saved[:_COMPUTED]), saved[_COMPUTED:]
         module, on, number = ctx.module, ctx.on, len(inside)
+        of_on, of_off = ctx.parts
+        rows, more = more[:of_on], more[of_on:]
         with torch.cuda.device_of(y):
             if more:  # gates of references that are off have gradients, too
-                features, weights, out = more[: number - on], more[number - on : -1], more[-1]
-                off = torch.stack([as_rows(x, rows.dtype) for x in features])
-                group = _Group(module, ctx.size, asked, torch.cat((rows, off)), inside, outside)
+                off, weights, out = more[:of_off], more[of_off:-1], more[-1]
+                group = _Group(module, ctx.size, asked, (*rows, *off), inside, outside)
                 parts = [weights[first : first + number] for first in range(0, len(weights), number)]
                 group.compute(parts, out)
             else:
@@ -114,22 +116,16 @@ class _Held(NamedTuple):
     query: int | None
 
 
-def _take_rows(query: Tensor, references: Sequence[Tensor]) -> tuple[Tensor, Tensor, _Held]:
-    """Return query (B, P, C) and references (R, B, P, C_l) as rows, and which of them are in a stack."""
+def _take_rows(query: Tensor, references: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], _Held]:
+    """Return query (B, P, C) and references as rows, see :func:`stack_rows`, and which are in a stack."""
     dtype = rows_dtype(query)
-    stack, count = top_of_stack(references)
-    held = None if stack is None else stack.rows(count)
-    if stack is None or held is None or held.dtype != dtype:
-        rows = torch.stack([as_rows(x, dtype) for x in references])
+    rows, held = stack_rows(references, dtype)
+    if held is None:
         return as_rows(query, dtype), rows, _Held(None, 0, None)
-    if count < len(references):
-        rows = torch.cat((held, torch.stack([as_rows(x, dtype) for x in references[count:]])))
-    else:
-        rows = held
     place = place_of(query)
-    if place is None or place.stack is not stack or place.index >= count:
-        return as_rows(query, dtype), rows, _Held(stack, count, None)
-    return held[place.index], rows, _Held(stack, count, place.index)
+    if place is None or place.stack is not held or place.index >= len(rows[0]):
+        return as_rows(query, dtype), rows, _Held(held, len(rows[0]), None)
+    return rows[0][place.index], rows, _Held(held, len(rows[0]), place.index)
 
 
 class _Needed:
@@ -162,7 +158,7 @@ class _Group:
         module: the attention.
         size: H and W.
         asked: the query as rows (B, P, C).
-        rows: the references (R, B, P, C_l).
+        rows: the references, in parts (.., B, P, C_l).
         inside: gates (R, K), see :func:`attend`.
         outside: gates (R,).
 
@@ -181,19 +177,19 @@ class _Group:
         module: ACLA,
         size: tuple[int, int],
         asked: Tensor,
-        rows: Tensor,
+        rows: Sequence[Tensor],
         inside: Tensor,
         outside: Tensor,
     ) -> None:
         self.module, self.asked, self.rows, self.inside, self.outside = module, asked, rows, inside, outside
         layer: Any = next(iter(module.references.values()))
-        self.count, self.keys_each = len(rows), module.num_keys
+        self.count, self.keys_each = sum(map(len, rows)), module.num_keys
         self.masks = 0 if layer.mask is None else layer.mask.out_channels
         self.mask_scale = float(layer.mask_scale)  # the same in all references
         self.batch, self.pixels, self.channels = asked.shape
         self.height, self.width = size
         self.dtype, self.device = asked.dtype, asked.device
-        self.down, self.across = triton.cdiv(self.height, _SIDE), triton.cdiv(self.width, _SIDE)
+        self.down, self.across = _cdiv(self.height, _SIDE), _cdiv(self.width, _SIDE)
         self.tiles = self.down * self.across
 
     def compute(self, weights: Sequence[Sequence[Tensor]], out: Tensor) -> None:
@@ -205,7 +201,10 @@ class _Group:
         """
         scores, matrices, out = self._take_weights(weights, out)
         found = torch.mm(scores.flatten(0, 1), self.asked.flatten(0, 1).t())
-        tables = torch.bmm(self.rows.flatten(1, 2), matrices.mT).unflatten(1, (self.batch, self.pixels))
+        tables = self._empty(self.count, self.batch, self.pixels, self.channels + self.masks)
+        lengths = [len(part) for part in self.rows]
+        for part, into, own in zip(self.rows, tables.split(lengths), matrices.split(lengths)):
+            torch.bmm(part.flatten(1, 2), own.mT, out=into.flatten(1, 2))
         keys, log_sums, far = self._weigh(found, tables)
         self.computed = _Computed(
             scores, matrices, out, found, tables, keys, log_sums, far, self._spread(keys)
@@ -216,7 +215,7 @@ class _Group:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return W_off with W_att below it, (R, 3 K, C), G with M below it, (R, C + masks, C_l), and H."""
         scores = self._empty(self.count, 3 * self.keys_each, self.channels)
-        matrices = self._empty(self.count, self.channels + self.masks, self.rows.shape[3])
+        matrices = self._empty(self.count, self.channels + self.masks, self.rows[0].shape[3])
         own = self._empty(self.channels, self.channels)
         values, masks = matrices[..., None, None].split((self.channels, self.masks), 1)
         offsets, logits = scores[..., None, None].split((2 * self.keys_each, self.keys_each), 1)
@@ -233,9 +232,10 @@ class _Group:
         """Return keys with their weights, log sums, and how many keys of a block of queries are far."""
         keys = found.new_empty(self.batch, self.count, self.keys_each, 3, self.pixels, dtype=torch.float32)
         log_sums = keys.new_empty(self.batch, self.pixels)
-        grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
+        grid = self.batch, _cdiv(self.pixels, _BLOCK)
         opened, far = keys.new_empty(grid), keys.new_empty(*grid, self.count, dtype=torch.int32)
-        kernels._weigh[grid](
+        launch(
+            kernels._weigh, grid,
             *self._key_arguments(found, tables), keys, log_sums, opened, far,
             self.count, self.keys_each, *self._map(tables), self.height, self.width,
             *self._softmax, **self._key_options, num_warps=4,
@@ -261,7 +261,7 @@ class _Group:
             "JOINT": self.module.softmax == "joint",
             "RENORMALIZE": self.module.renormalize,
             "MASKS": min(self.masks, 2),
-            "KEYS": triton.next_power_of_2(self.keys_each),
+            "KEYS": _next_power_of_2(self.keys_each),
             "BLOCK": _BLOCK,
         }
 
@@ -269,9 +269,10 @@ class _Group:
         """Return S: (B tiles, R, 64, 256)."""
         shares = self._empty(self.batch * self.tiles, self.count, _QUERIES, _PIXELS)
         rows = 16
-        kernels._spread[self.batch * self.tiles, self.count, _QUERIES // rows](
+        launch(
+            kernels._spread, (self.batch * self.tiles, self.count, _QUERIES // rows),
             keys, shares, self.count, self.keys_each, self.height, self.width, self.tiles, self.across,
-            LOW=self._is_low, KEYS=max(16, triton.next_power_of_2(self.keys_each)), ROWS=rows, num_warps=4,
+            LOW=self._is_low, KEYS=max(16, _next_power_of_2(self.keys_each)), ROWS=rows, num_warps=4,
         )  # fmt: skip
         return shares
 
@@ -280,14 +281,16 @@ class _Group:
         computed, tables = self.computed, self.computed.tables
         y = self._empty(self.batch, self.pixels, self.channels)
         block, part = self._block(256), 64 if self._is_low else 32
-        kernels._multiply[self.batch * self.tiles, triton.cdiv(self.channels, block)](
+        launch(
+            kernels._multiply, (self.batch * self.tiles, _cdiv(self.channels, block)),
             computed.shares, tables, y, self.count, self.channels, *self._map(tables),
             self.height, self.width, self.tiles, self.across,
             PARTS=_PIXELS // part, PART=part, BLOCK=block,
             num_warps=8 if block > 128 else 4,
         )  # fmt: skip
         block = self._block(64)
-        kernels._add_far[self.batch, computed.far.shape[1], triton.cdiv(self.channels, block)](
+        launch(
+            kernels._add_far, (self.batch, computed.far.shape[1], _cdiv(self.channels, block)),
             computed.found, self._base, computed.keys, computed.far, tables, y,
             self.count, self.keys_each, self.channels, *self._map(tables), self.height, self.width,
             QUERIES=_BLOCK, BLOCK=block, num_warps=8,
@@ -320,7 +323,7 @@ class _Group:
         if needed.query:
             scores = self.computed.scores[:on].flatten(0, 1)
             if held.stack is not None and held.query is not None:
-                held.stack.gradients(self.rows[0])[held.query].flatten(0, 1).addmm_(of_found.t(), scores)
+                held.stack.gradients(self.rows[0][0])[held.query].flatten(0, 1).addmm_(of_found.t(), scores)
             else:
                 of[3] = as_maps(torch.mm(of_found.t(), scores).view_as(y), (self.height, self.width))
         if needed.references or needed.values or needed.masks:
@@ -328,7 +331,7 @@ class _Group:
             if needed.references:
                 of[kinds[0]] = self._of_references(of_tables, held)
             if needed.values or needed.masks:
-                of_matrices = _as_weights(torch.bmm(of_tables.mT, self.rows[:on].flatten(1, 2)))
+                of_matrices = self._of_matrices(of_tables)
                 of[kinds[1]] = of_matrices[:, : self.channels].unbind()
                 if self.masks > 0:
                     of[kinds[4]] = of_matrices[:, self.channels :].unbind()
@@ -342,13 +345,23 @@ class _Group:
         """Return the gradients of references, None of those to whose gradient in the stack it is added."""
         on, matrices = len(of_tables), self.computed.matrices
         if held.stack is not None:
-            sums = held.stack.gradients(self.rows[0])[: held.references].flatten(1, 2)
+            sums = held.stack.gradients(self.rows[0][0])[: held.references].flatten(1, 2)
             sums.baddbmm_(of_tables[: held.references], matrices[: held.references])
         if held.references == on:
             return [None] * on
         rest = torch.bmm(of_tables[held.references :], matrices[held.references : on])
         rest = rest.unflatten(1, (self.batch, self.height, self.width)).permute(0, 1, 4, 2, 3)
         return [*[None] * held.references, *rest.unbind()]
+
+    def _of_matrices(self, of_tables: Tensor) -> Tensor:
+        """Return the gradients of G with those of M below, of the references that are on."""
+        found, first = [], 0
+        for part in self.rows:
+            last = min(first + len(part), len(of_tables))
+            if first < last:
+                found.append(torch.bmm(of_tables[first:last].mT, part[: last - first].flatten(1, 2)))
+            first += len(part)
+        return _as_weights(torch.cat(found) if len(found) > 1 else found[0])
 
     def _differentiate_keys(
         self, of_y: Tensor, y: Tensor, of_share: Tensor | None, far: Mapping[int, _Far], needed: _Needed
@@ -358,7 +371,8 @@ class _Group:
         products = keys.new_empty(self.batch * self.tiles, self.count, _QUERIES, _PIXELS)
         totals = torch.empty_like(log_sums)
         part = 256 if self._is_low and self.channels % 8 == 0 else 64  # other rows are read value by value
-        kernels._take_products[self.batch * self.tiles, self.count, _PIXELS // part](
+        launch(
+            kernels._take_products, (self.batch * self.tiles, self.count, _PIXELS // part),
             of_y, y, tables, products, totals, self.count, self.channels, *self._map(tables),
             self.height, self.width, self.tiles, self.across,
             PART=part, BLOCK=self._block(64 if self._is_low else 32),
@@ -367,13 +381,14 @@ class _Group:
         of_far = torch.zeros_like(keys) if far else keys
         for r, of in far.items():
             of_far[:, r] = of.keys
-        grid = self.batch, triton.cdiv(self.pixels, _BLOCK)
+        grid = self.batch, _cdiv(self.pixels, _BLOCK)
         of_found, of_masks = torch.empty_like(found), torch.empty_like(keys[:, :, :, 0])
         of_inside, of_outside = self.inside, self.outside
         if needed.gates:
             of_inside = keys.new_empty(*grid, self.count, self.keys_each)
             of_outside = keys.new_zeros(*grid, self.count)
-        kernels._differentiate[grid](
+        launch(
+            kernels._differentiate, grid,
             *self._key_arguments(found, tables), products, of_far,
             log_sums, totals, totals if of_share is None else of_share,
             of_found, of_masks, of_inside, of_outside,
@@ -393,21 +408,24 @@ class _Group:
         size = self.count, self.channels, *self._map(tables), self.height, self.width
         block = self._block(256 if self._is_low else 64)
         blocks = self.batch * (self.down + 1) * (self.across + 1)
-        kernels._collect[blocks, on, triton.cdiv(self.channels, block)](
+        launch(
+            kernels._collect, (blocks, on, _cdiv(self.channels, block)),
             shares, of_y, of_tables, *size, self.tiles, self.down, self.across,
             BLOCK=block, num_warps=8 if block > 128 else 4,
         )  # fmt: skip
         if self.masks > 0:
             sums = keys.new_empty(self.batch * self.tiles, self.count, self.masks, _PIXELS)
-            kernels._collect_masks[self.batch * self.tiles, on](
+            launch(
+                kernels._collect_masks, (self.batch * self.tiles, on),
                 keys, of_masks, sums, self.count, self.keys_each, self.height, self.width,
                 self.tiles, self.across,
                 PRECISION="tf32" if self._is_low else "ieee", MANY=self.masks > 1, num_warps=2,
             )  # fmt: skip
-            kernels._sum_masks[self.batch, on, triton.cdiv(self.pixels, 64)](
+            launch(
+                kernels._sum_masks, (self.batch, on, _cdiv(self.pixels, 64)),
                 sums, of_tables[..., self.channels :], self.count, self.masks, *self._map(tables),
                 self.height, self.width, self.tiles, self.down, self.across,
-                MASKS=triton.next_power_of_2(self.masks), BLOCK=64, num_warps=4,
+                MASKS=_next_power_of_2(self.masks), BLOCK=64, num_warps=4,
             )  # fmt: skip
         for r, of in far.items():
             if r < on:
@@ -457,7 +475,7 @@ class _Group:
 
     def _block(self, most: int) -> int:
         """Return how many channels a program works on."""
-        return min(max(16, triton.next_power_of_2(self.channels)), most if self._is_low else min(most, 64))
+        return min(max(16, _next_power_of_2(self.channels)), most if self._is_low else min(most, 64))
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -494,6 +512,14 @@ class _Far(NamedTuple):
     keys: Tensor
     offsets: Tensor
     values: Tensor
+
+
+def _cdiv(number: int, by: int) -> int:  # Triton's takes microseconds
+    return -(-number // by)
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def _as_weights(gradients: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -84,15 +85,27 @@ def place_of(feature: Tensor) -> Place | None:
     return place if isinstance(place, Place) else None
 
 
-def top_of_stack(features: Sequence[Tensor]) -> tuple[FeatureStack | None, int]:
+def stack_rows(features: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], FeatureStack | None]:
+    """Return features as rows (.., B, P, C), in parts, and the stack that the first part is of, if it is.
+
+    All that are in a stack are in the first part: none of them is copied.
+    """
+    stack, count = _first_in_stack(features)
+    held = None if stack is None or count == 0 else stack.rows(count)
+    if held is None or held.dtype != dtype:
+        return [torch.stack([as_rows(x, dtype) for x in features])], None
+    rest = [as_rows(x, dtype) for x in features[count:]]
+    return [held, torch.stack(rest)] if rest else [held], stack
+
+
+def _first_in_stack(features: Sequence[Tensor]) -> tuple[FeatureStack | None, int]:
     """Return the stack whose first features these begin with, and how many of them are there."""
-    places = [place_of(feature) for feature in features]
-    stack, count = places[0].stack if places and places[0] is not None else None, 0
-    for place in places:
-        if place is None or place.stack is not stack or place.index != count:
-            break
-        count += 1
-    return (stack, count) if count > 0 else (None, 0)
+    place = place_of(features[0])
+    if place is None:
+        return None, 0
+    places = (place_of(x) for x in features)
+    same = (p is not None and p.stack is place.stack and p.index == i for i, p in enumerate(places))
+    return place.stack, sum(itertools.takewhile(bool, same))
 
 
 def as_rows(feature: Tensor, dtype: torch.dtype) -> Tensor:

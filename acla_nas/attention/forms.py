@@ -20,7 +20,7 @@ def is_fusable(query: Tensor, references: Iterable[Tensor]) -> bool:
         query.numel() > 0
         and _takes(query)
         and all(x.shape[-2:] == query.shape[-2:] and x.dtype == query.dtype for x in references)
-        and (query.device.type == "cpu" or len({x.shape[1] for x in references}) == 1)
+        and (query.device.type == "cpu" or len({x.shape[1] for x in references}) <= 1)
         and not is_in_torch_dispatch_mode()  # which sees PyTorch's own operations alone, to count them or so
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

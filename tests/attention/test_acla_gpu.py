@@ -175,7 +175,7 @@ def test_which_features_are_taken(monkeypatch):
         return forms.is_fusable(query, references)
 
     assert taken((1, 8, 6, 6), (1, 8, 6, 6), (1, 8, 6, 6), dtype=torch.bfloat16)
-    assert taken((1, 8, 6, 6), (1, 4, 6, 6))
+    assert taken((1, 8, 6, 6), (1, 4, 6, 6)) and taken((1, 8, 6, 6))  # the latter to be in a stack
     assert not taken((1, 8, 6, 6), (1, 8, 6, 6), (1, 4, 6, 6))  # which are one matrix
     assert not taken((1, 8, 6, 6), (1, 8, 3, 3))
     assert not taken((1, 8, 6, 6), (1, 8, 6, 6), dtype=torch.float64)

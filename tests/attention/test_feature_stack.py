@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from acla_nas import network as networks
-from acla_nas.attention.feature_stack import FeatureStack, place_of, top_of_stack
+from acla_nas.attention.feature_stack import FeatureStack, place_of, stack_rows
 from acla_nas.attention.shared_gradient import share_in_stack
 from acla_nas.network import CrossLayerNetwork
 from tests.random_weights import randomize
@@ -114,11 +114,24 @@ def test_lets_go_of_features_after_the_pass():
     stack = FeatureStack(2)
     features = torch.randn(2, 1, 3, 2, 4)
     shared = [share_in_stack(x, stack) for x in features]
-    assert top_of_stack(shared) == (stack, 2) and top_of_stack(shared[1:]) == (None, 0)
-    rows = stack.rows(2)
-    assert torch.equal(rows, features.flatten(3).mT)
+    [rows], of = stack_rows(shared, torch.float32)
+    assert of is stack and torch.equal(rows, features.flatten(3).mT)
     stack.close()
     assert stack.rows(2) is None and torch.equal(rows, features.flatten(3).mT)
+
+
+def test_only_what_is_first_in_a_stack_is_not_copied():
+    stack = FeatureStack(2)
+    first, second, other = torch.randn(3, 1, 3, 2, 4)
+    first, second = share_in_stack(first, stack), share_in_stack(second, stack)
+    for features, held in (((first, other), [1, 1]), ((first, second), [2]), ((first,), [1])):
+        rows, of = stack_rows(features, torch.float32)
+        assert of is stack and [len(part) for part in rows] == held
+        assert torch.equal(torch.cat(rows), torch.stack(features).flatten(3).mT)
+    single, half = torch.float32, torch.float16
+    for features, dtype in (((second,), single), ((other, first), single), ((first,), half)):
+        [rows], of = stack_rows(features, dtype)
+        assert of is None and torch.equal(rows, torch.stack(features).flatten(3).mT.to(dtype))
 
 
 def test_does_not_take_what_does_not_fit():
