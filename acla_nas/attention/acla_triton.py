@@ -196,8 +196,9 @@ def _take_products(
         left = tl.load(grad + at, is_query[:, None] & is_channel, other=0.0)
         right = tl.load(of_pixel + channel[None, :], is_pixel[:, None] & is_channel, other=0.0)
         total = tl.dot(left, tl.trans(right), total, input_precision="ieee")
-        result = tl.load(y + at, is_query[:, None] & is_channel & is_first, other=0.0)
-        with_y += tl.sum(left.to(tl.float32) * result.to(tl.float32), 1)
+        if is_first:
+            result = tl.load(y + at, is_query[:, None] & is_channel, other=0.0)
+            with_y += tl.sum(left.to(tl.float32) * result.to(tl.float32), 1)
     tl.store(totals + own, with_y, is_query & is_first)
     into = products + (tl.program_id(0).to(tl.int64) * count + reference) * _QUERIES * _PIXELS
     tl.store(into + query[:, None] * _PIXELS + pixel[None, :], total)

@@ -154,7 +154,7 @@ def check_space(
     where = torch.device(device)
     case = case or (GPU_CASE if where.type == "cuda" else CASE)
     keep_freed_memory()
-    literal_case = _largest_that_fits(literal_cases)
+    literal_case = _largest_that_fits(literal_cases, where)
     parts = (PARTS,) if where.type == "cpu" else ()
     rows = _rows(case, (BARE, WEIGHTS, ALPHAS, *parts), where, runs)
     literal_rows = _rows(literal_case, (WEIGHTS, LITERAL), where, runs)
@@ -164,13 +164,14 @@ def check_space(
     )
 
 
-def _largest_that_fits(cases: tuple[Case, ...]) -> Case:
-    """Return the first case whose literal step fits the memory, counted with one pair of layers."""
+def _largest_that_fits(cases: tuple[Case, ...], device: torch.device) -> Case:
+    """Return the first case whose literal step fits the device's memory, counted with one pair of layers."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     for case in cases[:-1]:
         one = Literal(ACLA(case.num_channels))
         query = torch.rand(case.batch_size, case.num_channels, case.size, case.size)
         pair = kept_bytes(one, query, {"1": query})
-        if pair * case.num_blocks * (case.num_blocks + 1) / 2 <= _USABLE * psutil.virtual_memory().available:
+        if pair * case.num_blocks * (case.num_blocks + 1) / 2 <= _USABLE * free:
             return case
     return cases[-1]
 

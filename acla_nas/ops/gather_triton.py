@@ -20,8 +20,9 @@ from torch import Tensor
 
 _AT_ONCE = 8  # references of a launch: its arguments grow with them, and forward its code
 _SORTED = 1 << 22  # keys, and cells, of the references that are sorted at once, unless one has more
-# A program's tile: values, rows times channels; channels at most; values of a warp.
-_FORWARD_TILE, _QUERY_TILE, _PIXEL_TILE = (1024, 128, 256), (512, 64, 256), (2048, 256, 512)
+# A program's tile: values, rows times channels; channels at most; values of a warp. Forward half of it where
+# values have four bytes.
+_FORWARD_TILE, _QUERY_TILE, _PIXEL_TILE = (1024, 128, 256), (256, 64, 256), (1024, 256, 256)
 _WARPS = 4096  # of a launch at least, where there are keys enough to be split: a GPU runs so many at a time
 _CELLS = 256  # keys of which a program computes the cells
 _LONGEST = 1 << 15  # sides of images are less, so that places are exact in 32 bits
@@ -47,7 +48,9 @@ def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tenso
     channels = values[0].shape[1]
     maps = [_Map.of(value) for value in values]
     queries = batch * height * width
-    block, rows, warps = _tile(channels, *_FORWARD_TILE)
+    tile, most, of_warp = _FORWARD_TILE
+    size = values[0].element_size() // 2
+    block, rows, warps = _tile(channels, tile // size, most, of_warp // size)
     blocks = triton.cdiv(channels, block)
     parts = triton.cdiv(_WARPS, triton.cdiv(queries, rows) * blocks * warps)
     beside = min(triton.next_power_of_2(min(parts, keys)), rows)

@@ -15,15 +15,16 @@ from acla_nas.bench.steps import Case
 from acla_nas.cli import cli
 
 SMALL = Case(3, 8, 1, 12)
+CPU = torch.device("cpu")
 
 
 def test_the_largest_literal_form_that_fits(monkeypatch):
     cases = (Case(32, 8, 1, 12), Case(4, 8, 1, 12), Case(2, 8, 1, 12))
-    assert space._largest_that_fits(cases) == cases[0]
+    assert space._largest_that_fits(cases, CPU) == cases[0]
     monkeypatch.setattr(space.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**6}))
-    assert space._largest_that_fits(cases) in cases[1:]
+    assert space._largest_that_fits(cases, CPU) in cases[1:]
     monkeypatch.setattr(space.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 0}))
-    assert space._largest_that_fits(cases) == cases[-1]
+    assert space._largest_that_fits(cases, CPU) == cases[-1]
 
 
 @pytest.mark.skipif(not can_measure(), reason="the system does not say a process's peak")

@@ -35,7 +35,7 @@ def test_kernels_fit_a_gpu(tmp_path):
     for row in rows:
         assert row["spilled"] == 0 and row["registers"] <= (96 if row["kernel"] in KERNELS else 168), row
         if row["kernel"] in KERNELS - {"_cells"}:  # which reads no rows of values
-            assert row["wide_loads"] >= 2, row
+            assert row["wide_loads"] >= 1, row
         if row["kernel"] in PRODUCTS:
             assert row["tensor_cores"], row
 
