@@ -76,7 +76,7 @@ class _Attend(torch.autograd.Function):
             group = _Group(module, size, asked, rows, inside[:on], outside[:on])
             group.compute([weights[first : first + on] for first in range(0, len(weights), number)], out)
             y = group.sum()
-            update = group.project(y)
+            update = group.project(y, planes=query.is_contiguous())
             has_gates = on < number and any(ctx.needs_input_grad[2:4])
             more = (*stack_rows(references[on:], asked.dtype)[0], *weights, out) if has_gates else ()
         ctx.set_materialize_grads(False)
@@ -223,10 +223,17 @@ class _Group:
         torch._foreach_copy_([*parts, own], [*(w for kind in weights for w in kind), out.flatten(1)])
         return scores, matrices, own
 
-    def project(self, y: Tensor) -> Tensor:
-        """Return H y, (B, C, H, W)."""
+    def project(self, y: Tensor, *, planes: bool) -> Tensor:
+        """Return H y, (B, C, H, W), of which the pixels of a channel lie together, or else the channels."""
+        if planes:
+            return torch.bmm(self._out_of_images, y.mT).unflatten(2, (self.height, self.width))
         update = torch.mm(y.flatten(0, 1), self.computed.out.t()).view_as(y)
         return as_maps(update, (self.height, self.width))
+
+    @property
+    def _out_of_images(self) -> Tensor:
+        """H for each image."""
+        return self.computed.out.expand(self.batch, -1, -1)
 
     def _weigh(self, found: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return keys with their weights, log sums, and how many keys of a block of queries are far."""
@@ -310,10 +317,15 @@ class _Group:
         """
         on, held, kinds = needed.on, needed.held, needed.kinds
         of: list[Tensor | None] = [None] * len(needed.all)
-        of_update = as_rows(of_update, self.dtype).flatten(0, 1)
-        of_y = torch.mm(of_update, self.computed.out).view_as(y)
+        of_update = of_update.to(self.dtype)
+        if of_update.is_contiguous():  # its pixels lie together, and need not be moved
+            planes = of_update.flatten(2)
+            of_y = torch.bmm(planes.mT, self._out_of_images)
+        else:
+            planes = as_rows(of_update, self.dtype).mT
+            of_y = torch.mm(planes.mT.flatten(0, 1), self.computed.out).view_as(y)
         if needed.out:
-            of[2] = _as_weights(torch.mm(of_update.t(), y.flatten(0, 1)))
+            of[2] = _as_weights(torch.bmm(planes, y).sum(0, dtype=torch.float32))
         far = {r: self._differentiate_far(of_y, r) for r in self.find_far()}
         of_found, of_masks, of_inside, of_outside = self._differentiate_keys(of_y, y, of_share, far, needed)
         for i, gradient in ((0, of_inside), (1, of_outside)):

@@ -378,8 +378,9 @@ def _differentiate(
     found, base, inside, outside, masks, products, of_far, log_sums, totals, of_share,
     of_found, of_masks, of_inside, of_outside,
     count, counted, num_keys, row, map_, height, width, tiles, tiles_across, share, scale, bias, temperature,
-    JOINT: tl.constexpr, RENORMALIZE: tl.constexpr, MASKS: tl.constexpr, FAR: tl.constexpr,
-    OF_SHARE: tl.constexpr, OF_GATES: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
+    FAR: tl.constexpr, OF_SHARE: tl.constexpr, OF_GATES: tl.constexpr,
+    JOINT: tl.constexpr, RENORMALIZE: tl.constexpr, MASKS: tl.constexpr,
+    KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all that keys are made of, from the products of dL/dy with windows.
 

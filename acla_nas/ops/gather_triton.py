@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from acla_nas.ops.launch import launch
+
 _AT_ONCE = 8  # references of a launch: its arguments grow with them, and forward its code
 _SORTED = 1 << 22  # keys, and cells, of the references that are sorted at once, unless one has more
 # A program's tile: values, rows times channels; channels at most; values of a warp. Forward half of it where
@@ -62,7 +64,9 @@ def forward(values: Sequence[Tensor], offsets: Tensor, weights: Tensor) -> Tenso
     with torch.cuda.device_of(out):
         for first in range(0, references, _AT_ONCE):
             group = slice(first, first + _AT_ONCE)
-            _forward[grid](
+            launch(
+                _forward,
+                grid,
                 tuple(maps[group]),
                 _Planes.of(offsets[:, group]),
                 _Planes.of(weights[:, group].unsqueeze(3)),
@@ -181,7 +185,9 @@ def _by_query(
     for group in _alike([(of.rows.dtype, *of[1:]) for of in maps]):
         programs = len(maps[group]) * triton.cdiv(queries, rows)
         keys_each = triton.cdiv(keys, triton.cdiv(_WARPS, programs * warps))
-        _backward_by_query[(programs * triton.cdiv(keys, keys_each),)](
+        launch(
+            _backward_by_query,
+            (programs * triton.cdiv(keys, keys_each),),
             grad,
             maps[group.start],
             tuple(of.rows for of in maps[group]),
@@ -216,7 +222,9 @@ def _by_pixel(grad: Tensor, offsets: Tensor, weights: Tensor, into: Sequence[Ten
     for group in groups:
         maps = tuple(of.permute(0, 2, 3, 1) for of in into[group] if of is not None)
         pixels = maps[0][..., 0].numel()
-        _backward_by_pixel[(len(maps) * pixels * triton.cdiv(channels, block),)](
+        launch(
+            _backward_by_pixel,
+            (len(maps) * pixels * triton.cdiv(channels, block),),
             grad,
             order,
             begin[first_cell[group.start] :],
@@ -253,7 +261,9 @@ def _sort_keys(
     cell = torch.empty(place[-1], keys, queries, dtype=torch.int32, device=device)
     shares = torch.empty(4, *cell.shape, device=device)
     for group in groups:
-        _cells[((group.stop - group.start) * keys * triton.cdiv(queries, _CELLS),)](
+        launch(
+            _cells,
+            ((group.stop - group.start) * keys * triton.cdiv(queries, _CELLS),),
             _Planes.of(offsets[:, group]),
             _Planes.of(weights[:, group].unsqueeze(3)),
             cell[place[group.start] :],
@@ -267,6 +277,7 @@ def _sort_keys(
             width,
             *maps[group.start].shape[2:],
             SIZE=_CELLS,
+            num_warps=4,
         )
     cell, order = torch.sort(cell.view(-1), stable=True)
     numbers = torch.arange(cells + 1, dtype=torch.int32, device=device)

@@ -19,7 +19,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, 
     Args:
         kernel: a function under ``triton.jit``.
         grid: programs along each axis, three at most.
-        arguments: of the kernel, tensors and numbers, in its order.
+        arguments: of the kernel, in its order: tensors, numbers and tuples of them.
         num_warps: of a program.
         constants: its ``tl.constexpr`` arguments, all after the others, in its order.
     """
@@ -27,7 +27,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int, 
     known = _compiled.get(key)
     if known is None:
         known = kernel[grid](*arguments, **constants, num_warps=num_warps)
-        if known is not None:  # it is in the interpreter, which compiles nothing
+        if known is not None:  # as it is in the interpreter, which compiles nothing
             if len(_compiled) == _MOST:
                 _compiled.clear()
             _compiled[key] = known
@@ -39,4 +39,6 @@ def _kind(argument: Any) -> Any:
     """Return what of an argument a kernel is compiled for: more than that of a number, which is its value."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.get_device(), argument.data_ptr() % 16
+    if isinstance(argument, tuple):
+        return tuple(map(_kind, argument))
     return type(argument), argument

@@ -4,6 +4,9 @@ The operator and ACLA are called as ever, and each kernel's launch compiles for 
 instead::
 
     python tests/ops/compile_kernels.py 90
+
+With ``launches`` behind it launches themselves are shown, in pairs: as Triton does them, and as the package
+does them once a kernel is known; all but the call of the GPU's driver.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import tempfile
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from acla_nas.attention import ACLA, acla_gpu
@@ -81,6 +85,32 @@ def compile_all(capability, cases, attention_cases=()):
             }
 
 
+def compare_launches(capability, cases, attention_cases):
+    """Yield kernel and arguments of each launch: of a first call of each case, and of a second one."""
+    triton.runtime.driver.set_active(_Driver(capability))
+    acla_gpu._later = lambda numbers: list
+    launched = []
+    CompiledKernel._init_handles = lambda self: None
+    CompiledKernel.run = property(
+        lambda self: lambda *arguments: launched.append((self.name, *arguments[:3], *arguments[9:]))
+    )
+    for call, case in [*((call_operator, c) for c in cases), *((call_attention, c) for c in attention_cases)]:
+        calls = []
+        for _ in range(2):
+            launched.clear()
+            call(*case)
+            calls.append([_described(launch) for launch in launched])
+        yield {"first": calls[0], "second": calls[1]}
+
+
+def _described(argument):
+    if isinstance(argument, torch.Tensor):
+        return [str(argument.dtype), list(argument.shape), list(argument.stride())]
+    if isinstance(argument, tuple):
+        return [_described(part) for part in argument]
+    return argument
+
+
 def call_operator(channels, references, keys, side, dtype, own_side):
     """Call the operator and its backward pass, and return what that is called."""
     value = torch.zeros(1, channels, own_side, own_side, dtype=dtype)
@@ -125,6 +155,10 @@ def usage(kernel):
 
 
 if __name__ == "__main__":
-    most = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    for row in compile_all(int(sys.argv[1]), CASES[:most], ATTENTION_CASES[:most]):
+    show, most = compile_all, None
+    if sys.argv[2:] == ["launches"]:
+        show = compare_launches
+    elif len(sys.argv) > 2:
+        most = int(sys.argv[2])
+    for row in show(int(sys.argv[1]), CASES[:most], ATTENTION_CASES[:most]):
         print(json.dumps(row), flush=True)

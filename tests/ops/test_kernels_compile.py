@@ -48,3 +48,11 @@ def test_kernels_of_all_sizes_fit_a_gpu(tmp_path, capability):
     assert len({row["case"] for row in rows}) == 10
     for row in rows:
         assert row["spilled"] <= 16, row
+
+
+@pytest.mark.slow
+def test_launches_of_known_kernels_are_those_of_triton(tmp_path):
+    calls = compiled(tmp_path, "90", "launches")
+    assert {name for call in calls for name, *_ in call["first"]} == KERNELS | ATTENTION_KERNELS
+    for call in calls:
+        assert call["first"] == call["second"]
