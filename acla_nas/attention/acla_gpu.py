@@ -52,13 +52,18 @@ def attend(
     Arguments are those of :func:`acla_nas.attention.acla_training.attend`. Under autocast its dtype is used,
     otherwise that of the query. Features that are in a stack are not copied.
     """
-    weights = [layer.value.weight for layer in layers] + [layer.offset.weight for layer in layers]
-    weights += [layer.logit.weight for layer in layers]
-    weights += [layer.mask.weight for layer in layers if layer.mask is not None]
+    kinds = ("value", "offset", "logit", "mask")[: 3 if layers[0].mask is None else 4]
+    weights = [_weight(layer._modules[kind]) for kind in kinds for layer in layers]
     result: tuple[Tensor, Tensor] = _Attend.apply(
         module, on, inside.float(), outside.float(), module.out.weight, query, *references, *weights
     )
     return result
+
+
+def _weight(projection: Any) -> Tensor:
+    """Return the weight of a convolution; that of a module takes longer to look up than all else."""
+    weight: Tensor | None = projection._parameters.get("weight")
+    return projection.weight if weight is None else weight  # which may be computed, by a parametrization
 
 
 class _Attend(torch.autograd.Function):
@@ -202,9 +207,11 @@ class _Group:
         scores, matrices, out = self._take_weights(weights, out)
         found = torch.mm(scores.flatten(0, 1), self.asked.flatten(0, 1).t())
         tables = self._empty(self.count, self.batch, self.pixels, self.channels + self.masks)
-        lengths = [len(part) for part in self.rows]
-        for part, into, own in zip(self.rows, tables.split(lengths), matrices.split(lengths)):
-            torch.bmm(part.flatten(1, 2), own.mT, out=into.flatten(1, 2))
+        first, into = 0, tables.flatten(1, 2)
+        for part in self.rows:
+            last = first + len(part)
+            torch.bmm(part.flatten(1, 2), matrices[first:last].mT, out=into[first:last])
+            first = last
         keys, log_sums, far = self._weigh(found, tables)
         self.computed = _Computed(
             scores, matrices, out, found, tables, keys, log_sums, far, self._spread(keys)
