@@ -173,8 +173,8 @@ class CrossLayerNetwork(nn.Module):
         self, *inputs: Any, gates: Mapping[int, Tensor | bool] | None, key_gates: Tensor | None, **kwargs: Any
     ) -> Any:
         running = _Pass(gates or {}, key_gates, torch.is_grad_enabled())
-        if not (self.recompute and self.training):  # which would keep it, and read the features
-            off = len(running.off.difference(j for j, gate in running.gates.items() if gate is False))
+        if not (self.recompute and self.training or torch.compiler.is_compiling()):  # no stack is read then
+            off = sum(gate is not False for j, gate in running.gates.items() if j in running.off)
             running.stacks = FeatureStack(len(self.places) - len(running.off)), FeatureStack(off)
         for tensor in tree_leaves((inputs, kwargs)):
             if isinstance(tensor, Tensor) and tensor.dim() >= 4:

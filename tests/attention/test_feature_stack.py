@@ -91,6 +91,7 @@ def test_with_gates_of_which_some_are_off(network, monkeypatch):
     assert_equal(found(), without_stack(network, monkeypatch, found))
 
 
+@pytest.mark.slow
 def test_backward_passes_after_another(network):
     """Each counts on its own, be it one that did not reach all features."""
     expected = gradients(network, loss_of(network))
@@ -101,6 +102,7 @@ def test_backward_passes_after_another(network):
     assert_equal(gradients(network, loss), expected)
 
 
+@pytest.mark.slow
 def test_parts_that_are_run_again(network):
     expected = gradients(network, loss_of(network))
     network.backbone[1].checkpointed = True
