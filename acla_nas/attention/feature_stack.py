@@ -55,16 +55,19 @@ class FeatureStack:
         Args:
             like: one of the features, as rows.
         """
-        if self._gradients is None or self._task != torch._C._current_graph_task_id():
-            self._gradients = like.new_zeros(self._count, *like.shape)
+        total = self._begun()
+        if total is None:
+            total = self._gradients = like.new_zeros(self._count, *like.shape)
             self._task = torch._C._current_graph_task_id()
-        return self._gradients
+        return total
 
     def take(self, index: int) -> Tensor | None:
         """Return what was added to the gradient of a feature in this backward pass, (B, P, C)."""
-        if self._gradients is None or self._task != torch._C._current_graph_task_id():
-            return None
-        return self._gradients[index]
+        total = self._begun()
+        return None if total is None else total[index]
+
+    def _begun(self) -> Tensor | None:
+        return self._gradients if self._task == torch._C._current_graph_task_id() else None
 
 
 class Place:

@@ -56,11 +56,10 @@ def share_gradient(feature: Tensor, stack: FeatureStack | None = None) -> Tensor
         >>> feature.grad
         tensor([3., 3.])
     """
-    if not is_fusable(feature, ()):
+    on_cpu = feature.device.type == "cpu"
+    if (on_cpu and not feature.requires_grad) or not is_fusable(feature, ()):
         return feature
-    if feature.device.type != "cpu":
-        return share_in_stack(feature, stack)
-    return _share(feature, SharedGradient()) if feature.requires_grad else feature
+    return _share(feature, SharedGradient()) if on_cpu else share_in_stack(feature, stack)
 
 
 def share_in_stack(feature: Tensor, stack: FeatureStack | None) -> Tensor:

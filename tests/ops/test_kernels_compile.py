@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 KERNELS = {"_forward", "_backward_by_query", "_cells", "_backward_by_pixel"}
+WIDE_LOADS = {"_forward": 4, "_backward_by_query": 4, "_backward_by_pixel": 1}  # rows: around a key, of one
 PRODUCTS = {"_spread", "_multiply", "_take_products", "_collect"}  # of ACLA, with matrices
 ATTENTION_KERNELS = {*PRODUCTS, "_add_far", "_weigh", "_differentiate", "_collect_masks", "_sum_masks"}
 
@@ -34,8 +35,8 @@ def test_kernels_fit_a_gpu(tmp_path):
     assert {row["kernel"] for row in rows} == KERNELS | ATTENTION_KERNELS and len(rows) == 13
     for row in rows:
         assert row["spilled"] == 0 and row["registers"] <= (96 if row["kernel"] in KERNELS else 168), row
-        if row["kernel"] in KERNELS - {"_cells"}:  # which reads no rows of values
-            assert row["wide_loads"] >= 1, row
+        if row["kernel"] in WIDE_LOADS:
+            assert row["wide_loads"] >= WIDE_LOADS[row["kernel"]], row
         if row["kernel"] in PRODUCTS:
             assert row["tensor_cores"], row
 
