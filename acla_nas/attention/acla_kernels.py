@@ -28,6 +28,7 @@ from acla_nas.ops.windows import add_shares, add_window, frame, multiply_window,
 
 _STRIP = 48  # pixels projected together: they stay in the nearest cache
 FORWARD, BACKWARD = 24, 48  # queries worked on together: for all references, and for one (measured)
+_GROUP = 8  # blocks that read one reference after the other, of which a part stays in a near cache (measured)
 _SORTED = 192  # queries whose keys are sorted together: many lie between the same pixels (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
 _EDGE = 2  # pixels of zeros around a map: what is farther off is as if it were there
@@ -407,67 +408,156 @@ def _room(keys):
 
 
 @jit()
-def _sum_block(
-    queries, softmax, line, first, pixels, scores, owners, repeated, outside, tables, masks, into, log_sums
+def count_groups(queries):
+    """Return in how many groups blocks are worked on, which are of one image each."""
+    return queries.images * ((count_tasks(queries) // queries.images + _GROUP - 1) // _GROUP)
+
+
+@jit()
+def _group(queries, group):
+    """Return of the n-th group its first block and the one behind its last, and likewise of its queries."""
+    in_image, groups = count_tasks(queries) // queries.images, count_groups(queries) // queries.images
+    first = group // groups * in_image
+    start, stop = first + group % groups * _GROUP, first + min((group % groups + 1) * _GROUP, in_image)
+    return start, stop, _block(queries, start)[2], _block(queries, stop - 1)[3]
+
+
+@jit()
+def _sum_group(
+    queries, softmax, group, pixels, scores, owners, repeated, outside, tables, masks, into, log_sums
 ):  # fmt: skip
-    """Write y of Eq. 6 for a block of queries, and return how many keys are open.
+    """Write y of Eq. 6 for a group of blocks of queries, and return how many keys are open.
 
     Args:
         queries, softmax, scores, tables, masks: see above.
-        line, first: the row of the block, and its first column.
+        group: which.
         pixels: of the query, (n, C).
         owners, repeated: see :func:`_owners` and :func:`_repeat`.
         outside: (R,), gates of references outside of the softmax.
         into: (n, C), written.
         log_sums: (n,), written: logarithms of what a joint softmax divides by.
     """
-    n, references, dtype = len(into), len(outside), into.dtype
-    keys = scores.shape[3]
-    number, none, one = n * keys, dtype.type(0), dtype.type(1)
-    parts, offsets = np.empty((references, number), dtype), np.empty((2, number), dtype)
-    column, row, cell = np.empty(number, np.int32), np.empty(number, np.int32), np.empty(number, np.int32)
-    across, down = np.empty(number, dtype), np.empty(number, dtype)
-    share, four = np.empty(4 * number, dtype), np.empty(4 * number, dtype)
-    gates, weight, sums = np.ones(number, dtype), np.empty(number, dtype), np.zeros(n, dtype)
-    begin, count, width = np.empty(n + 1, np.int32), 0, _width(queries)
-    corner, columns, size = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
-    place, shares = np.empty(number, np.int32), np.empty((n, _room(keys)), dtype)
-    _take_parts(pixels, scores[:, 2], repeated[2:], softmax, keys, log_sums, False, parts)
-    into[:] = none
+    references, keys, dtype, count = len(outside), scores.shape[3], into.dtype, 0
+    start, stop, origin, _ = _group(queries, group)
+    of_query = references * keys
+    parts, sums = np.empty(len(into) * of_query, dtype), np.zeros(len(into), dtype)
+    room = _room_of_block(most_of_block(queries), keys, into)
+    for block in range(start, stop):
+        line, begin, first, last = _block(queries, block)
+        i, j = first - origin, last - origin
+        of_block = parts[i * of_query : j * of_query].reshape(references, (j - i) * keys)
+        _take_parts(pixels[i:j], scores[:, 2], repeated[2:], softmax, keys, log_sums[i:j], False, of_block)
+    into[:] = dtype.type(0)
     for r in range(references):
-        table = tables[r]
-        _offset(pixels, scores[r], offsets)
-        _find(
-            queries, line, first, owners, repeated, offsets[0], offsets[1], column, row, cell, across, down
-        )  # fmt: skip
-        _four(across, down, share)
-        if softmax.masks > 0:
-            _read_masks(queries, masks[r], keys, cell, share, four, gates)
-            for i in range(number):
-                gates[i] = one if gates[i] + softmax.bias > none else none
-        opened = _weigh(softmax, keys, parts[r], repeated[2 + r], outside[r], gates, sums, weight)
-        count += opened
-        _scale(share, weight)
-        frame(column, row, keys, _WINDOW * opened // n, width, _room(keys), corner, columns, size, place)
-        framed = 0
-        for q in range(n):
-            framed += size[q] > 0
-        if framed > 0:
-            shares[:] = none
-            add_shares(shares.reshape(-1), keys, columns, place, share)
-            for q in range(n):
-                if size[q] > 0:
-                    add_window(table, width, corner[q], columns[q], size[q], shares[q], into[q])
-        if framed < n:
-            _list(keys, cell, share, weight, begin)
-            for q in range(n):
-                if size[q] == 0:
-                    add_rows(table, width, cell, share, begin[q], begin[q + 1], into[q])
+        for block in range(start, stop):
+            line, begin, first, last = _block(queries, block)
+            i, j = first - origin, last - origin
+            of_block = parts[i * of_query : j * of_query].reshape(references, (j - i) * keys)
+            count += _sum_block(
+                queries, softmax, line, begin, pixels[i:j], scores[r], owners, repeated, r, outside[r], tables[r],
+                masks[r], of_block[r], room, into[i:j], sums[i:j],
+            )  # fmt: skip
     if softmax.joint:
-        for q in range(n):
+        for q in range(len(into)):
             log_sums[q] += np.log(sums[q])
             into[q] /= sums[q]
     return count
+
+
+class _Room(NamedTuple):
+    """Memory for what :func:`_sum_block` finds on its way: of n queries or more, arbitrary between two calls.
+
+    Attributes:
+        offsets: (2, n K).
+        places: (4, n K) int32.
+        beyond: (2, n K).
+        fours: (2, 4 n K).
+        factors: (2, n K).
+        of_queries: (4, n + 1) int32.
+        shares: (n, room for a window).
+    """
+
+    offsets: Any
+    places: Any
+    beyond: Any
+    fours: Any
+    factors: Any
+    of_queries: Any
+    shares: Any
+
+
+@jit()
+def _room_of_block(n, keys, like):
+    """Return the memory for a block of n queries, for numbers of the dtype of another array."""
+    number, dtype = n * keys, like.dtype
+    return _Room(
+        np.empty((2, number), dtype),
+        np.empty((4, number), np.int32),
+        np.empty((2, number), dtype),
+        np.empty((2, 4 * number), dtype),
+        np.empty((2, number), dtype),
+        np.empty((4, n + 1), np.int32),
+        np.empty((n, _room(keys)), dtype),
+    )
+
+
+@jit()
+def _sum_block(
+    queries, softmax, line, first, pixels, scores, owners, repeated, r, beyond, table, masks, part, room, into,
+    sums,
+):  # fmt: skip
+    """Add to y of Eq. 6 what one reference gives for a block of queries, and return how many keys are open.
+
+    Args:
+        queries, softmax, table, masks: see above, of the reference.
+        line, first: the row of the block, and its first column.
+        pixels: of the query, (n, C).
+        scores: of the reference, (3, C, K).
+        owners, repeated: see :func:`_owners` and :func:`_repeat`.
+        r: which reference it is.
+        beyond: its gate outside of the softmax.
+        part: (n K,), exponentials of its logits.
+        room: overwritten.
+        into: (n, C), added to.
+        sums: (n,), see :func:`_weigh`.
+    """
+    n, dtype, keys, width = len(into), into.dtype, scores.shape[2], _width(queries)
+    number, none, one = n * keys, dtype.type(0), dtype.type(1)
+    column, row, cell = room.places[0, :number], room.places[1, :number], room.places[2, :number]
+    place, across, down = room.places[3, :number], room.beyond[0, :number], room.beyond[1, :number]
+    share, four = room.fours[0, : 4 * number], room.fours[1, : 4 * number]
+    gates, weight = room.factors[0, :number], room.factors[1, :number]
+    corner, columns, size = room.of_queries[0, :n], room.of_queries[1, :n], room.of_queries[2, :n]
+    begin, shares = room.of_queries[3, : n + 1], room.shares[:n]
+    _offset(pixels, scores, room.offsets)
+    _find(
+        queries, line, first, owners, repeated, room.offsets[0], room.offsets[1], column, row, cell, across,
+        down,
+    )  # fmt: skip
+    _four(across, down, share)
+    gates[:] = one
+    if softmax.masks > 0:
+        _read_masks(queries, masks, keys, cell, share, four, gates)
+        for i in range(number):
+            gates[i] = one if gates[i] + softmax.bias > none else none
+    opened = _weigh(softmax, keys, part, repeated[2 + r], beyond, gates, sums, weight)
+    _scale(share, weight)
+    frame(column, row, keys, _WINDOW * opened // n, width, _room(keys), corner, columns, size, place)
+    framed = 0
+    for q in range(n):
+        framed += size[q] > 0
+    if framed > 0:
+        shares[:] = none
+        add_shares(shares.reshape(-1), keys, columns, place, share)
+        for q in range(n):
+            if size[q] > 0:
+                add_window(table, width, corner[q], columns[q], size[q], shares[q], into[q])
+    if framed < n:
+        _list(keys, cell, share, weight, begin)
+        for q in range(n):
+            if size[q] == 0:
+                add_rows(table, width, cell, share, begin[q], begin[q + 1], into[q])
+    return opened
 
 
 @jit(parallel=True)
@@ -495,10 +585,15 @@ def _image(address, image, channels, pixels, like):
 
 @jit()
 def _part(address, is_turned, channels, pixels, image, first, last, like):
-    """Return pixels first .. last - 1 of an image, (last - first, C), of features (b, C, P) or (b, P, C)."""
+    """Return pixels first .. last - 1 of an image, (last - first, C), of features (b, C, P) or (b, P, C).
+
+    Channels that are far apart are brought together: in a cache they would be in each other's way.
+    """
     if is_turned:
         return _image(address, image, pixels, channels, like)[first:last, 0:channels]
-    return _image(address, image, channels, pixels, like)[0:channels, first:last].T
+    together = np.empty((channels, last - first), like.dtype)
+    copy_rows(_image(address, image, channels, pixels, like)[:, first:last], together)
+    return together[:, 0 : last - first].T
 
 
 @jit()
@@ -514,10 +609,10 @@ def _lay_out(strips, task, reference, image, to_table, table, masks):
     line, begin, first, last = _block(strips, task)
     channels, at = table.shape[1], _cell(strips, line, begin)
     end = at + last - first
-    feature = _image(reference.feature, image, reference.channels, strips.h * strips.w, table)[:, first:last]
-    multiply(feature.T, to_table[: reference.channels], table[at:end])
+    of = _part(reference.feature, False, reference.channels, strips.h * strips.w, image, first, last, table)
+    multiply(of, to_table[: reference.channels], table[at:end])
     projection = matrix_at(reference.projection, channels + len(masks), reference.channels, table)
-    multiply(projection[channels:], feature, masks[:, at:end])
+    multiply(projection[channels:], of.T, masks[:, at:end])
 
 
 @jit(parallel=True)
@@ -538,7 +633,7 @@ def sum_keys(
         tables, masks: (R, P, C) and (R, M, P), overwritten.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
-        opened: (tasks,) int64, written: open keys of each block.
+        opened: (groups,) int64, written: open keys of each group of blocks.
         result: b C P numbers, written.
     """
     owners, repeated = _owners(most_of_block(queries), len(base)), _repeat(queries, base, inside)
@@ -558,13 +653,13 @@ def sum_keys(
             r = task // in_image
             reference = _reference(references, r)
             _lay_out(strips, task % in_image, reference, image, to_tables[r], tables[r], masks[r])
-        for task in numba.prange(image * per_image, (image + 1) * per_image):
-            line, begin, first, last = _block(queries, task)
+        for group in numba.prange(image * per_image, (image + 1) * per_image):
+            _, _, first, last = _group(queries, group)
             at = first - image * size
             of = _part(query, is_turned, channels, size, image, at, at + last - first, y)
-            opened[task] = _sum_block(
-                queries, softmax, line, begin, of, scores, owners, repeated, outside, tables,
-                masks, y[first:last], log_sums[first:last],
+            opened[group] = _sum_group(
+                queries, softmax, group, of, scores, owners, repeated, outside, tables, masks, y[first:last],
+                log_sums[first:last],
             )  # fmt: skip
             projected = np.empty((last - first, channels), y.dtype)
             multiply(y[first:last], turned, projected)
@@ -629,7 +724,6 @@ def infer(
     owners = _owners(most_of_block(queries), keys)
     repeated = _repeat(queries, base, np.ones((references, keys), dtype))
     outside = np.ones(references, dtype)
-    opened = np.empty(count_tasks(queries) // queries.images, np.int64)
     closed = np.empty(references * in_image, np.int32)
     for image in range(queries.images):
         for task in numba.prange(references * in_image):
@@ -646,13 +740,12 @@ def infer(
         counted = softmax.masks if softmax.bias <= 0 or closed.sum() > 0 else 0
         found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
         result = y[image * size * pixels : (image + 1) * size * pixels]
-        for task in numba.prange(len(opened)):
-            line, begin, first, last = _block(queries, task)
+        for group in numba.prange(count_groups(queries) // queries.images):
+            _, _, first, last = _group(queries, group)
             of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
             into, log_sums = np.empty((last - first, size), dtype), np.empty(last - first, dtype)
-            opened[task] = _sum_block(
-                queries, found, line, begin, of, scores, owners, repeated, outside, tables, masks, into,
-                log_sums,
+            _sum_group(
+                queries, found, group, of, scores, owners, repeated, outside, tables, masks, into, log_sums
             )  # fmt: skip
             _write(into, is_turned[0], first, result)
 

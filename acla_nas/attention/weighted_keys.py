@@ -76,7 +76,7 @@ def sum_keys(
     at = addresses([query, out, rows], sizes, dtype)[0]
     queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
-    opened = torch.empty(kernels.count_tasks(queries), dtype=torch.int64)
+    opened = torch.empty(kernels.count_groups(queries), dtype=torch.int64)
     y = query.new_empty(batch * height * width, channels)
     log_sums = query.new_empty(len(y))
     result = query.new_empty(batch, height, width, channels) if is_turned else query.new_empty(query.shape)
