@@ -229,7 +229,10 @@ class CrossLayerNetwork(nn.Module):
             gates = {l: g for l, g in of_others.items() if isinstance(g, Tensor)}
             update = self._update(attention, query, features, gates, running.key_gates)
         update = from_map(update, place.layout).to(found.dtype)
-        result = found + (update if gate is True else gate * update)
+        if gate is True and _is_ours(update, attention):
+            result = update.add_(found)
+        else:
+            result = found + (update if gate is True else gate * update)
         if found.is_contiguous():
             result = result.contiguous()  # what follows may rely on it
         if structure is None:
@@ -307,6 +310,13 @@ class CrossLayerNetwork(nn.Module):
 
     def _attention_at(self, position: int) -> Attention:
         return self.attention[str(position)]  # type: ignore[return-value]
+
+
+def _is_ours(update: Tensor, attention: nn.Module) -> bool:
+    """Whether a sum can be written over an update: no gradient needs it, and nobody else has seen it."""
+    if not isinstance(attention, ACLA) or attention._forward_hooks or torch.jit.is_tracing():
+        return False
+    return not update.requires_grad
 
 
 def _no_pass() -> None:

@@ -115,6 +115,23 @@ def test_features_are_read_before_attention_and_updates_are_added_after():
     torch.testing.assert_close(network(x), layers[2](z2))
 
 
+@pytest.mark.parametrize("attention", ["acla", "acla+se"])
+def test_who_looks_at_an_update_sees_the_update_with_and_without_gradients(attention):
+    network = chain_network(attention=attention).eval()
+    expected = network(image())
+    seen = []
+    handle = network.attention["3"].register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
+    network(image())
+    with torch.no_grad():
+        with_hook = network(image())
+        handle.remove()
+        without_hook = network(image())
+    for found in (with_hook, without_hook):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(seen[1], seen[0].detach())
+    assert seen[0].abs().max() > 0
+
+
 def test_a_module_does_not_refer_to_positions_that_are_off():
     network = chain_network(2, "cla")
     x = image()

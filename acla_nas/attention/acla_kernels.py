@@ -454,8 +454,8 @@ def _sum_group(
             i, j = first - origin, last - origin
             of_block = parts[i * of_query : j * of_query].reshape(references, (j - i) * keys)
             count += _sum_block(
-                queries, softmax, line, begin, pixels[i:j], scores[r], owners, repeated, r, outside[r], tables[r],
-                masks[r], of_block[r], room, into[i:j], sums[i:j],
+                queries, softmax, line, begin, pixels[i:j], scores[r], owners, repeated, r, outside[r],
+                tables[r], masks[r], of_block[r], room, into[i:j], sums[i:j],
             )  # fmt: skip
     if softmax.joint:
         for q in range(len(into)):
@@ -503,8 +503,8 @@ def _room_of_block(n, keys, like):
 
 @jit()
 def _sum_block(
-    queries, softmax, line, first, pixels, scores, owners, repeated, r, beyond, table, masks, part, room, into,
-    sums,
+    queries, softmax, line, first, pixels, scores, owners, repeated, r, beyond, table, masks, part, room,
+    into, sums,
 ):  # fmt: skip
     """Add to y of Eq. 6 what one reference gives for a block of queries, and return how many keys are open.
 
