@@ -43,7 +43,7 @@ def to_map(x: Tensor, layout: str, size: tuple[int, int] | None = None) -> Tenso
         at = layout.index("n")
         x = x.reshape(*x.shape[:at], *size, *x.shape[at + 1 :])
         layout = layout.replace("n", "hw")
-    return x.permute([layout.index(axis) for axis in "bchw"])
+    return x if layout == "bchw" else x.permute([layout.index(axis) for axis in "bchw"])
 
 
 def from_map(feature: Tensor, layout: str) -> Tensor:
@@ -53,5 +53,7 @@ def from_map(feature: Tensor, layout: str) -> Tensor:
         >>> from_map(torch.rand(2, 8, 3, 4), "bnc").shape
         torch.Size([2, 12, 8])
     """
+    if layout == "bchw":
+        return feature
     x = feature.permute(["bchw".index(axis) for axis in layout.replace("n", "hw")])
     return x.flatten(layout.index("n"), layout.index("n") + 1) if "n" in layout else x

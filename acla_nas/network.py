@@ -216,22 +216,12 @@ class CrossLayerNetwork(nn.Module):
         place = self.places[int(name)]
         found = leaves[place.leaf]
         features = self._seen(name, running, self._as_map(place, found, running))
-        query, attention = features[name], self.attention[name]
-        if int(name) in running.off:
-            # Gated off: of all gradients only the gate's own, <dL/dz, H y>, is not zero, and references
-            # that are gated off as well have no part in it.
-            seen = {l: x for l, x in features.items() if l == name or int(l) not in running.off}
-            with torch.no_grad():
-                update = self._update(attention, query, seen, {}, running.key_gates)
+        if gate is True and not torch.is_grad_enabled():
+            attention, query = cast(Attention, self.attention[name]), features[name]
+            gates = _gates_of_others(name, running, features)
+            result = from_map(attention.insert(query, features, gates, running.key_gates), place.layout)
         else:
-            # s_l s_j is s_j where l = j, so within its own module the position's gate is left out.
-            of_others = {l: running.gates.get(int(l), True) for l in features if l != name}
-            gates = {l: g for l, g in of_others.items() if isinstance(g, Tensor)}
-            update = self._update(attention, query, features, gates, running.key_gates)
-        update = from_map(update, place.layout).to(found.dtype)
-        if gate is True and _is_ours(update, attention):
-            result = update.add_(found)
-        else:
+            update = from_map(self._update(name, running, features), place.layout).to(found.dtype)
             result = found + (update if gate is True else gate * update)
         if found.is_contiguous():
             result = result.contiguous()  # what follows may rely on it
@@ -240,10 +230,20 @@ class CrossLayerNetwork(nn.Module):
         leaves[place.leaf] = result
         return tree_unflatten(leaves, structure)
 
-    def _update(self, attention: nn.Module, *arguments: Any) -> Tensor:
+    def _update(self, name: str, running: _Pass, features: Mapping[str, Tensor]) -> Tensor:
+        if int(name) not in running.off:
+            return self._attend(name, features, _gates_of_others(name, running, features), running.key_gates)
+        # Gated off: of all gradients only the gate's own, <dL/dz, H y>, is not zero, and references that are
+        # gated off as well have no part in it.
+        seen = {l: x for l, x in features.items() if l == name or int(l) not in running.off}
+        with torch.no_grad():
+            return self._attend(name, seen, {}, running.key_gates)
+
+    def _attend(self, name: str, features: Mapping[str, Tensor], *gates: Any) -> Tensor:
+        attention, query = cast(Attention, self.attention[name]), features[name]
         if self.recompute and self.training:
-            return recomputed_update(cast(Attention, attention), *arguments)
-        return cast(Tensor, attention(*arguments))
+            return recomputed_update(attention, query, features, *gates)
+        return cast(Tensor, attention(query, features, *gates))
 
     def _seen(self, name: str, running: _Pass, query: Tensor) -> dict[str, Tensor]:
         """Return the features of the inserted positions up to this one, and keep this one's."""
@@ -312,11 +312,10 @@ class CrossLayerNetwork(nn.Module):
         return self.attention[str(position)]  # type: ignore[return-value]
 
 
-def _is_ours(update: Tensor, attention: nn.Module) -> bool:
-    """Whether a sum can be written over an update: no gradient needs it, and nobody else has seen it."""
-    if not isinstance(attention, ACLA) or attention._forward_hooks or torch.jit.is_tracing():
-        return False
-    return not update.requires_grad
+def _gates_of_others(name: str, running: _Pass, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gates of references: s_l s_j is s_j where l = j, so without the position's own."""
+    of_others = {l: running.gates.get(int(l), True) for l in features if l != name}
+    return {l: gate for l, gate in of_others.items() if isinstance(gate, Tensor)}
 
 
 def _no_pass() -> None:

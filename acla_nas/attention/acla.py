@@ -120,6 +120,21 @@ class ACLA(Attention):
         """See :meth:`Attention.forward`."""
         return update(self, query, references, reference_gates or {}, key_gates)
 
+    def insert(
+        self,
+        query: Tensor,
+        references: Mapping[str, Tensor],
+        reference_gates: Mapping[str, Tensor] | None = None,
+        key_gates: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`Attention.insert`: the update is not held in memory, unless hooks are to see it."""
+        arguments = (query, references, reference_gates, key_gates)
+        if self._forward_hooks or self._forward_pre_hooks or not _is_inferred(self, *arguments):
+            return super().insert(*arguments)
+        from acla_nas.attention.acla_inference import infer
+
+        return infer(self, query, references, is_added=True)
+
     def keys(self, query: Tensor, references: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return which keys the module reads for every query pixel, for those who want to look at them.
 
@@ -323,17 +338,32 @@ def update(
 ) -> Tensor:
     """Return H y: in a form that is made for the device, where that can be, or else step by step."""
     arguments = (module, query, references, reference_gates, key_gates)
+    if _is_inferred(*arguments):
+        from acla_nas.attention.acla_inference import infer
+
+        return infer(module, query, references)
     if not is_fusable(query, references.values()) or (
         module.training and module.adaptive and module.gate_noise
     ):
         return update_in_steps(*arguments)
     if module.training or torch.is_grad_enabled() or query.device.type != "cpu":
         return update_at_once(*arguments)
-    if reference_gates or key_gates is not None or _OPEN_SHARES.get() is not None:
-        return update_in_steps(*arguments)
-    from acla_nas.attention.acla_inference import infer
+    return update_in_steps(*arguments)
 
-    return infer(module, query, references)
+
+def _is_inferred(
+    module: ACLA,
+    query: Tensor,
+    references: Mapping[str, Tensor],
+    reference_gates: Mapping[str, Tensor] | None,
+    key_gates: Tensor | None,
+) -> bool:
+    """Whether one call of a compiled function does all of a module, as where nothing is trained."""
+    if module.training or torch.is_grad_enabled() or query.device.type != "cpu":
+        return False
+    if reference_gates or key_gates is not None or _OPEN_SHARES.get() is not None:
+        return False
+    return is_fusable(query, references.values())
 
 
 def update_in_steps(

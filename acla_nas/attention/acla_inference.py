@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from acla_nas.attention.acla import ACLA
 
 
-def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tensor:
+def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor], *, is_added: bool = False) -> Tensor:
     """Return the module's update H y, as its forward does in evaluation, up to rounding.
 
     Args:
         module: the attention.
         query: (B, C, H, W).
         references: name -> (B, C_l, H, W).
+        is_added: return x + H y, as its ``insert`` does.
 
     Returns:
         (B, C, H, W), in the memory format of the query.
@@ -65,7 +66,7 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor]) -> Tens
     kernels.infer(
         queries, kernels.strips_of(queries), softmax_of(module, masks, number),
         np.array(of), of_features, np.array(is_turned), starts,
-        weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, tables.numpy(),
-        of_masks.numpy(), out.view(-1).numpy(),
+        weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, is_added,
+        tables.numpy(), of_masks.numpy(), out.view(-1).numpy(),
     )  # fmt: skip
     return out.permute(0, 3, 1, 2) if is_turned[0] else out

@@ -677,11 +677,31 @@ def _write(rows, is_turned, first, result):
         transpose(rows, result.reshape(channels, pixels)[:, first : first + count])
 
 
+@jit()
+def _write_sum(rows, query, is_turned, first, result):
+    """Write the sum of pixels and those of the query, (n, C) both, as :func:`_write` does.
+
+    Args:
+        rows, query: overwritten, but for a query that lies in memory as it is.
+        is_turned, first, result: see :func:`_write`.
+    """
+    count, channels = rows.shape
+    if is_turned:
+        for p in range(count):
+            for c in range(channels):
+                rows[p, c] += query[p, c]
+        _write(rows, is_turned, first, result)
+    else:
+        add_transposed(rows, query.T)
+        copy_rows(query.T, result.reshape(channels, len(result) // channels)[:, first : first + count])
+
+
 @jit(parallel=True)
 def infer(
-    queries, strips, softmax, channels, features, is_turned, weights, out, scale, base, tables, masks, y
+    queries, strips, softmax, channels, features, is_turned, weights, out, scale, base, is_added, tables,
+    masks, y,
 ):  # fmt: skip
-    """Write H y: all that a module computes without gradients.
+    """Write H y, or x + H y: all that a module computes without gradients.
 
     H and G are linear: one matrix H G does for both. Tensors are given by their addresses.
 
@@ -694,6 +714,7 @@ def infer(
         weights: (R, 4), W_off (2 K, C), W_att (K, C), M (masks, C_l) and G (C, C_l) of each reference.
         out: H, (C, C).
         scale: of M.
+        is_added: whether to add the query, x.
         tables, masks: (R, P, C) and (R, M, P), overwritten.
         y: b C h w numbers, written.
     """
@@ -747,7 +768,10 @@ def infer(
             _sum_group(
                 queries, found, group, of, scores, owners, repeated, outside, tables, masks, into, log_sums
             )  # fmt: skip
-            _write(into, is_turned[0], first, result)
+            if is_added:
+                _write_sum(into, of, is_turned[0], first, result)
+            else:
+                _write(into, is_turned[0], first, result)
 
 
 @jit()

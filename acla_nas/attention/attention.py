@@ -57,6 +57,20 @@ class Attention(nn.Module, ABC):
             key_gates: (K,) 0/1 tensor; a gate of 0 gives what the module without that key gives.
         """
 
+    def insert(
+        self,
+        query: Tensor,
+        references: Mapping[str, Tensor],
+        reference_gates: Mapping[str, Tensor] | None = None,
+        key_gates: Tensor | None = None,
+    ) -> Tensor:
+        """Return what insertion makes of the query feature, x + H y (Eq. 2): of its shape and dtype.
+
+        Args:
+            query, references, reference_gates, key_gates: as for :meth:`forward`.
+        """
+        return query + self(query, references, reference_gates, key_gates).to(query.dtype)
+
     def select(self, references: Sequence[str], num_keys: int) -> Attention:
         """Return a copy that keeps the weights of these references and of the first keys only.
 
