@@ -361,9 +361,9 @@ def _is_inferred(
     """Whether one call of a compiled function does all of a module, as where nothing is trained."""
     if module.training or torch.is_grad_enabled() or query.device.type != "cpu":
         return False
-    if reference_gates or key_gates is not None or _OPEN_SHARES.get() is not None:
+    if reference_gates or key_gates is not None or not is_fusable(query, references.values()):
         return False
-    return is_fusable(query, references.values())
+    return _OPEN_SHARES.get() is None
 
 
 def update_in_steps(

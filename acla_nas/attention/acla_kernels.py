@@ -122,7 +122,25 @@ def _reference(references, r):
 @jit()
 def _owners(queries, keys):
     """Return of each key of so many queries, which have as many each, whose it is: (n K,), int32."""
-    return (np.arange(queries * keys) // keys).astype(np.int32)
+    owners = np.empty(queries * keys, np.int32)
+    for i in range(len(owners)):
+        owners[i] = i // keys
+    return owners
+
+
+@jit()
+def _largest(numbers):
+    """Return the largest of integers (n,); in one thread, as is the next: there are few of them."""
+    largest = numbers[0]
+    for number in numbers:
+        largest = max(largest, number)
+    return largest
+
+
+@jit()
+def _ones(n, like):
+    """Return n ones of the dtype of another array."""
+    return np.ones(n, like.dtype)
 
 
 @jit()
@@ -136,8 +154,9 @@ def _repeat(queries, base, inside):
     repeated = np.empty((2 + len(inside), n * keys), base.dtype)
     for q in range(n):
         for k in range(keys):
-            repeated[0:2, q * keys + k] = base[k]
-            repeated[2:, q * keys + k] = inside[:, k]
+            repeated[0, q * keys + k], repeated[1, q * keys + k] = base[k, 0], base[k, 1]
+            for r in range(len(inside)):
+                repeated[2 + r, q * keys + k] = inside[r, k]
     return repeated
 
 
@@ -460,7 +479,8 @@ def _sum_group(
     if softmax.joint:
         for q in range(len(into)):
             log_sums[q] += np.log(sums[q])
-            into[q] /= sums[q]
+            for c in range(into.shape[1]):
+                into[q, c] /= sums[q]
     return count
 
 
@@ -565,7 +585,8 @@ def turn_to_features(rows, features):
     """Write the sum of rows (parts, b, P, C) as features: (b, C, P)."""
     parts, images, pixels, channels = rows.shape
     strips = (pixels + _STRIP - 1) // _STRIP
-    for task in numba.prange(images * strips):
+    for index in numba.prange(images * strips):
+        task = np.int64(index)
         image, first = task // strips, task % strips * _STRIP
         last = min(first + _STRIP, pixels)
         total = rows[0, image, first:last]
@@ -639,7 +660,7 @@ def sum_keys(
     owners, repeated = _owners(most_of_block(queries), len(base)), _repeat(queries, base, inside)
     count, size, channels = len(tables), queries.h * queries.w, tables.shape[2]
     per_image, in_image = len(opened) // queries.images, count_tasks(strips)
-    to_tables = np.empty((count, references[:, 0].max(), channels), y.dtype)
+    to_tables = np.empty((count, _largest(references[:, 0]), channels), y.dtype)
     for r in numba.prange(count):
         reference = _reference(references, r)
         transpose(matrix_at(reference.projection, channels, reference.channels, y), to_tables[r])
@@ -649,11 +670,13 @@ def sum_keys(
     transpose(out, turned)
     for image in range(queries.images):
         of_image = result[image * size * channels : (image + 1) * size * channels]
-        for task in numba.prange(count * in_image):
+        for index in numba.prange(count * in_image):
+            task = np.int64(index)
             r = task // in_image
             reference = _reference(references, r)
             _lay_out(strips, task % in_image, reference, image, to_tables[r], tables[r], masks[r])
-        for group in numba.prange(image * per_image, (image + 1) * per_image):
+        for index in numba.prange(image * per_image, (image + 1) * per_image):
+            group = np.int64(index)
             _, _, first, last = _group(queries, group)
             at = first - image * size
             of = _part(query, is_turned, channels, size, image, at, at + last - first, y)
@@ -672,7 +695,7 @@ def _write(rows, is_turned, first, result):
     count, channels = rows.shape
     pixels = len(result) // channels
     if is_turned:
-        result.reshape(pixels, channels)[first : first + count] = rows
+        copy_rows(rows, result.reshape(pixels, channels)[first : first + count])
     else:
         transpose(rows, result.reshape(channels, pixels)[:, first : first + count])
 
@@ -720,12 +743,13 @@ def infer(
     """
     references, size, keys, dtype = len(weights), len(out), len(base), out.dtype
     pixels, gates = queries.h * queries.w, masks.shape[1]
-    most = channels[1:].max()
+    most = _largest(channels[1:])
     turned, scores = np.empty((size, size), dtype), np.empty((references, 3, size, keys), dtype)
     values, to_masks = np.empty((references, most, size), dtype), np.empty((references, most, gates), dtype)
     transpose(out, turned)
     parts, in_image = (most + _STRIP - 1) // _STRIP, count_tasks(strips)
-    for task in numba.prange(references * parts):
+    for index in numba.prange(references * parts):
+        task = np.int64(index)
         r, first = task // parts, task % parts * _STRIP
         last = min(first + _STRIP, channels[r + 1])
         if first < last:
@@ -742,12 +766,12 @@ def infer(
             transpose(offset[0::2], scores[r, 0])
             transpose(offset[1::2], scores[r, 1])
             transpose(matrix_at(weights[r, 1], keys, size, out), scores[r, 2])
-    owners = _owners(most_of_block(queries), keys)
-    repeated = _repeat(queries, base, np.ones((references, keys), dtype))
-    outside = np.ones(references, dtype)
+    owners, outside = _owners(most_of_block(queries), keys), _ones(references, out)
+    repeated = _repeat(queries, base, _ones(references * keys, out).reshape(references, keys))
     closed = np.empty(references * in_image, np.int32)
     for image in range(queries.images):
-        for task in numba.prange(references * in_image):
+        for index in numba.prange(references * in_image):
+            task = np.int64(index)
             r = task // in_image
             line, begin, first, last = _block(strips, task % in_image)
             of = _part(features[r + 1], is_turned[r + 1], channels[r + 1], pixels, image, first, last, out)
@@ -758,10 +782,11 @@ def infer(
             transpose(found_masks, masks[r, :, at:end])
             closed[task] = _count_closed(found_masks, softmax.bias)
         # What is read lies between the masks and 0: where all of these are open, so is every key.
-        counted = softmax.masks if softmax.bias <= 0 or closed.sum() > 0 else 0
+        counted = softmax.masks if softmax.bias <= 0 or _largest(closed) > 0 else 0
         found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
         result = y[image * size * pixels : (image + 1) * size * pixels]
-        for group in numba.prange(count_groups(queries) // queries.images):
+        for index in numba.prange(count_groups(queries) // queries.images):
+            group = np.int64(index)
             _, _, first, last = _group(queries, group)
             of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
             into, log_sums = np.empty((last - first, size), dtype), np.empty(last - first, dtype)

@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba.core import cgutils
 
-from acla_nas.ops.vectors import Loop, intrinsic, matrix, nothing
+from acla_nas.ops.vectors import Loop, intrinsic, matrix, shared
 
 
 def _tile_sizes() -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -34,17 +34,17 @@ def multiply(typing: Any, a: Any, b: Any, into: Any) -> Any:
         into: (m, n), written; likewise.
     """
 
-    return nothing(a, b, into), _builder(is_added=False)
+    return shared("multiply", _builder(is_added=False), a, b, into)
 
 
 @intrinsic
 def add_product(typing: Any, a: Any, b: Any, into: Any) -> Any:
     """Add the product of two matrices: as :func:`multiply`, which writes it."""
-    return nothing(a, b, into), _builder(is_added=True)
+    return shared("add_product", _builder(is_added=True), a, b, into)
 
 
 def _builder(*, is_added: bool) -> Any:
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> None:
         loop = Loop(context, builder, signature, arguments)
         a, b, into = (matrix(context, builder, *pair) for pair in zip(signature.args, arguments))
 
@@ -93,6 +93,5 @@ def _builder(*, is_added: bool) -> Any:
                         tile(row, column, rows, kinds)
                     done = most
             first = last
-        return context.get_dummy_value()
 
     return build

@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from acla_nas.ops.vectors import Loop, intrinsic, matrix, nothing
+from acla_nas.ops.vectors import Loop, intrinsic, matrix, shared
 
 
 @intrinsic
@@ -17,17 +17,17 @@ def transpose(typing: Any, a: Any, into: Any) -> Any:
         a: (m, n), its rows contiguous.
         into: (n, m), written; likewise, and of the same dtype.
     """
-    return nothing(a, into), _builder(is_added=False)
+    return shared("transpose", _builder(is_added=False), a, into)
 
 
 @intrinsic
 def add_transposed(typing: Any, a: Any, into: Any) -> Any:
     """Add a transposed matrix: as :func:`transpose`, which writes it."""
-    return nothing(a, into), _builder(is_added=True)
+    return shared("add_transposed", _builder(is_added=True), a, into)
 
 
 def _builder(*, is_added: bool) -> Any:
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> None:
         loop = Loop(context, builder, signature, arguments)
         a, into = (matrix(context, builder, *pair) for pair in zip(signature.args, arguments))
         size = loop.lanes // 2  # blocks of 8 x 8 or 4 x 4 fit into the registers of most machines
@@ -52,7 +52,6 @@ def _builder(*, is_added: bool) -> Any:
         copy(size, (first, rows), (first, columns))
         copy(1, (rows, a.rows), (first, columns))
         copy(1, (first, a.rows), (columns, a.columns))
-        return context.get_dummy_value()
 
     return build
 

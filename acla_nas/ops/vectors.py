@@ -184,9 +184,8 @@ def copy_rows(typing: Any, numbers: Any, into: Any) -> Any:
                 loop.store(value, loop.place(into.data, places[1], kind))
 
         loop.over_channels(of.columns, 1, work)
-        return context.get_dummy_value()
 
-    return nothing(numbers, into), build
+    return shared("copy_rows", build, numbers, into)
 
 
 @intrinsic
@@ -216,6 +215,40 @@ def prefetch(typing: Any, numbers: Any) -> Any:
 def nothing(*arguments: Any) -> Any:
     """Return the signature of a function of these arguments that returns nothing."""
     return types.void(*arguments)
+
+
+def shared(name: str, build: Any, *arguments: Any) -> Any:
+    """Return what an intrinsic returns, for one function of that name that all of its calls share.
+
+    Each would have its own copy otherwise: to compile loops at every place where they are called takes most
+    of the time that it takes to compile anything here.
+
+    Args:
+        name: of the intrinsic.
+        build: builds its instructions, and returns nothing.
+        arguments: the types of its arguments.
+    """
+
+    def call(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kinds = [
+            kind.copy(layout="A") if isinstance(kind, types.Array) else types.intp for kind in signature.args
+        ]
+        values = [context.cast(builder, *of) for of in zip(values, signature.args, kinds)]
+        full_name = f"acla_nas.{name}({', '.join(map(str, kinds))})"
+        function = builder.module.globals.get(full_name)
+        if function is None:
+            of_arguments = [context.get_value_type(kind) for kind in kinds]
+            function_type = ir.FunctionType(ir.VoidType(), of_arguments)
+            function = ir.Function(builder.module, function_type, full_name)
+            function.linkage = "linkonce_odr"  # of those of several modules, one is kept
+            function.attributes.add("noinline")
+            inner = ir.IRBuilder(function.append_basic_block())
+            build(context, inner, types.void(*kinds), function.args)
+            inner.ret_void()
+        builder.call(function, values)
+        return context.get_dummy_value()
+
+    return nothing(*arguments), call
 
 
 def length(context: Any, builder: Any, kind: Any, value: Any) -> Any:

@@ -25,10 +25,10 @@ def check_attention(
 ) -> None:
     """Assert that an attention module keeps the contract of :class:`acla_nas.attention.Attention`.
 
-    Checked are: the update's shape and dtype, for references of any size and any number of channels;
-    that it starts at 0 and can leave it; that gates of 0 equal removal and carry a gradient; that
-    ``select`` drops what it must and keeps the rest exactly; copies and state dicts; ``torch.export``
-    and ``torch.jit.trace``; and ``macs()`` against the operations that run.
+    Checked are: the update's shape and dtype, for references of any size and any number of channels; that
+    ``insert`` adds it to the query; that it starts at 0 and can leave it; that gates of 0 equal removal
+    and carry a gradient; that ``select`` drops what it must and keeps the rest exactly; copies and state
+    dicts; ``torch.export`` and ``torch.jit.trace``; and ``macs()`` against the operations that run.
 
     Args:
         attention: a registered name, such as "acla+se", or what makes the module.
@@ -106,6 +106,9 @@ def _check_update(build: _Build) -> None:
             assert torch.isfinite(update).all(), f"the update is not finite {shown}"
             alone = module(query[1:], {name: references[name][1:] for name in names})
             _assert_close(alone, update[1:], "an image's update depends on the other images of the batch")
+            with torch.no_grad():
+                inserted = module.insert(query, {name: references[name] for name in names})
+            _assert_close(inserted, query + update, f"insert does not give the query plus the update {shown}")
     single = build().float()(query.float(), {name: x.float() for name, x in references.items()})
     assert single.dtype == torch.float32, f"the update of float32 features is {single.dtype}"
 

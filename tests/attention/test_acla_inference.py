@@ -60,19 +60,39 @@ def test_channels_last_features_give_the_same():
         torch.testing.assert_close(infer(module, strided["6"], strided), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_query_is_added_where_it_is_asked_for(memory_format):
+    module, _, references = make(size=(3, 71))
+    found = {n: x.to(memory_format=memory_format) for n, x in features(references).items()}
+    before = {name: x.clone() for name, x in found.items()}
+    with torch.no_grad():
+        result = infer(module, found["6"], found, is_added=True)
+        assert torch.equal(result, found["6"] + infer(module, found["6"], found))
+        assert torch.equal(result, module.insert(found["6"], found))
+    assert result.is_contiguous(memory_format=memory_format)
+    assert all(torch.equal(x, before[name]) for name, x in found.items())
+
+
 def test_forward_uses_it_where_it_may(monkeypatch):
     module, query, references = make()
     calls = []
-    monkeypatch.setattr(acla_inference, "infer", lambda *args: calls.append(1) or infer(*args))
+    monkeypatch.setattr(
+        acla_inference, "infer", lambda *args, **kwargs: calls.append(kwargs) or infer(*args, **kwargs)
+    )
     with torch.no_grad():
         module(query, references)
-        assert len(calls) == 1
+        module.insert(query, references)
+        assert calls == [{}, {"is_added": True}]
         with open_key_shares() as shares:
             module(query, references)
-        module(query, references, {"2": torch.ones(())})
+        for function in (module, module.insert):
+            function(query, references, {"2": torch.ones(())})
+            function(query, references, None, torch.ones(module.num_keys))
         module.train()(query, references)
+        module.insert(query, references)
     module.eval()(query, references)
-    assert len(calls) == 1 and len(shares) == 1
+    module.insert(query, references)
+    assert len(calls) == 2 and len(shares) == 1
 
 
 def test_weights_that_are_changed_in_whatever_way_are_seen():

@@ -51,6 +51,20 @@ def test_rows_are_copied(columns, dtype):
 
 
 @jit()
+def _copy_twice(numbers, into, again):
+    copy_rows(numbers, into[:, 1:])
+    copy_rows(into[:, 1:], again)
+
+
+def test_what_is_called_twice_is_compiled_once():
+    numbers, again = np.arange(6.0).reshape(2, 3), np.empty((2, 3))
+    _copy_twice(numbers, np.empty((2, 4)), again)
+    np.testing.assert_array_equal(again, numbers)
+    (code,) = _copy_twice.inspect_llvm().values()
+    assert code.count('define linkonce_odr void @"acla_nas.copy_rows') == 1
+
+
+@jit()
 def _prefetch(numbers):
     prefetch(numbers)
 
