@@ -216,7 +216,7 @@ class CrossLayerNetwork(nn.Module):
         place = self.places[int(name)]
         found = leaves[place.leaf]
         features = self._seen(name, running, self._as_map(place, found, running))
-        if gate is True and not torch.is_grad_enabled():
+        if gate is True and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
             attention, query = cast(Attention, self.attention[name]), features[name]
             gates = _gates_of_others(name, running, features)
             result = from_map(attention.insert(query, features, gates, running.key_gates), place.layout)
