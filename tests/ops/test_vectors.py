@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 
@@ -50,7 +51,7 @@ def test_rows_are_copied(columns, dtype):
     assert (whole[:, 0] == 7).all() and (whole[:, 1, -2:] == 7).all()
 
 
-@jit()
+@numba.njit  # code that was kept on disk cannot be looked at
 def _copy_twice(numbers, into, again):
     copy_rows(numbers, into[:, 1:])
     copy_rows(into[:, 1:], again)
