@@ -7,7 +7,8 @@ reference to the offsets beyond ``base``, (K, 2), along x and along y, and to th
 each of its masks, M x: one or K, none where there are no masks. Both have zeros around the map, so that what
 is outside of it is read like the rest: their rows of pixels are ``_width`` apart. Keys of n neighbouring
 queries of a row are worked on together, one simple loop after the other, which compilers make fast; what
-belongs to them stays in a near cache.
+belongs to them stays in a near cache. The indices of parallel loops, which Numba may count without a sign,
+are turned into the integers that all else is compiled for: it would be compiled a second time.
 """
 
 from __future__ import annotations
@@ -580,10 +581,18 @@ def _sum_block(
     return opened
 
 
+@jit()
+def _add(more, into):
+    """Add numbers (n, C) to others."""
+    for p in range(len(into)):
+        for c in range(into.shape[1]):
+            into[p, c] += more[p, c]
+
+
 @jit(parallel=True)
 def turn_to_features(rows, features):
     """Write the sum of rows (parts, b, P, C) as features: (b, C, P)."""
-    parts, images, pixels, channels = rows.shape
+    parts, images, pixels, _ = rows.shape
     strips = (pixels + _STRIP - 1) // _STRIP
     for index in numba.prange(images * strips):
         task = np.int64(index)
@@ -591,10 +600,7 @@ def turn_to_features(rows, features):
         last = min(first + _STRIP, pixels)
         total = rows[0, image, first:last]
         for part in range(1, parts):
-            more = rows[part, image, first:last]
-            for p in range(last - first):
-                for c in range(channels):
-                    total[p, c] += more[p, c]
+            _add(rows[part, image, first:last], total)
         transpose(total, features[image, :, first:last])
 
 
@@ -710,9 +716,7 @@ def _write_sum(rows, query, is_turned, first, result):
     """
     count, channels = rows.shape
     if is_turned:
-        for p in range(count):
-            for c in range(channels):
-                rows[p, c] += query[p, c]
+        _add(query, rows)
         _write(rows, is_turned, first, result)
     else:
         add_transposed(rows, query.T)

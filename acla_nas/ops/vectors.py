@@ -173,7 +173,7 @@ def copy_four(typing: Any, array: Any, source: Any, target: Any) -> Any:
 def copy_rows(typing: Any, numbers: Any, into: Any) -> Any:
     """Copy the contiguous rows of a matrix to those of another, (m, n), which it does not overlap."""
 
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> None:
         loop = Loop(context, builder, signature, arguments)
         of, into = (matrix(context, builder, *pair) for pair in zip(signature.args, arguments))
 
@@ -226,14 +226,11 @@ def shared(name: str, build: Any, *arguments: Any) -> Any:
     Args:
         name: of the intrinsic.
         build: builds its instructions, and returns nothing.
-        arguments: the types of its arguments.
+        arguments: the types of its arguments, which are arrays; how these lie in memory makes no difference.
     """
 
     def call(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kinds = [
-            kind.copy(layout="A") if isinstance(kind, types.Array) else types.intp for kind in signature.args
-        ]
-        values = [context.cast(builder, *of) for of in zip(values, signature.args, kinds)]
+        kinds = [kind.copy(layout="A") for kind in signature.args]
         full_name = f"acla_nas.{name}({', '.join(map(str, kinds))})"
         function = builder.module.globals.get(full_name)
         if function is None:
