@@ -17,7 +17,7 @@ from acla_nas.attention.forms import is_fusable
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
 from acla_nas.ops import cross_layer_gather
-from acla_nas.ops.gather import sample_key_maps
+from acla_nas.ops.sampling import sample_key_maps
 
 
 class ACLA(Attention):

@@ -14,7 +14,7 @@ from acla_nas.attention import ACLA
 from acla_nas.bench.memory import peak_bytes
 from acla_nas.bench.parts import parts_of_module
 from acla_nas.network import CrossLayerNetwork
-from acla_nas.ops.gather import sample_at
+from acla_nas.ops.sampling import sample_at
 from acla_nas.search_spaces.edsr import EDSR
 
 BARE, WEIGHTS, ALPHAS, LITERAL = "bare", "weight step", "alpha step", "literal"

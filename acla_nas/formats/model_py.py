@@ -24,7 +24,7 @@ from acla_nas.network import Backbone, CrossLayerNetwork
 
 # Of the forms of an operator and of a module, the ones that are written with PyTorch's own alone.
 _REPLACED = {
-    ("acla_nas.ops.gather", "cross_layer_gather"): ("acla_nas.ops.gather", "_grid_sample_form"),
+    ("acla_nas.ops.gather", "cross_layer_gather"): ("acla_nas.ops.gather_exported", "exported_gather"),
     ("acla_nas.attention.acla", "update"): ("acla_nas.attention.acla", "update_in_steps"),
 }
 _PLAIN = ("bchw", "bhwc")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from acla_nas.errors import AclaError
 from acla_nas.formats.descriptor import Descriptor
-from acla_nas.formats.program import dynamic_program
+from acla_nas.formats.program import example_of, fixes_its_sizes
 from acla_nas.network import Backbone
 
 _KEY = "acla_nas.descriptor"
@@ -28,15 +28,23 @@ def write(
         AclaError: the packages for it are not installed, or the network fixes its sizes when exported.
     """
     _need("onnxscript", "onnxruntime")
-    program = dynamic_program(network, descriptor)
+    example, sizes = example_of(descriptor)
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # it tells that torchvision is not installed
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=["image"], output_names=["restored"]
+                network,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=sizes,
+                input_names=["image"],
+                output_names=["restored"],
             )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise fixes_its_sizes(error.__cause__ or error) from error
     finally:
         log.setLevel(level)
     assert exported is not None

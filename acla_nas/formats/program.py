@@ -6,10 +6,11 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim
 
 from acla_nas.errors import AclaError
 from acla_nas.formats.descriptor import Descriptor
@@ -26,28 +27,29 @@ def write(
     Raises:
         AclaError: the network fixes its sizes when it is exported, as many with windows do.
     """
-    torch.export.save(
-        dynamic_program(network, descriptor), path, extra_files={_ATTACHED: descriptor.model_dump_json()}
-    )
+    example, sizes = example_of(descriptor)
+    try:
+        program = torch.export.export(network, (example,), dynamic_shapes=sizes, strict=False)
+    except Exception as error:  # PyTorch raises many kinds
+        raise fixes_its_sizes(error) from error
+    torch.export.save(program, path, extra_files={_ATTACHED: descriptor.model_dump_json()})
 
 
-def dynamic_program(network: nn.Module, descriptor: Descriptor) -> ExportedProgram:
-    """Return the program of a network for batches of images of any size.
-
-    Raises:
-        AclaError: the network fixes its sizes when it is exported.
-    """
+def example_of(descriptor: Descriptor) -> tuple[Tensor, Any]:
+    """Return images to trace a network with, and dynamic shapes: batch, height and width are free."""
     height, width = descriptor.valid_size(24, 32)
     example = torch.rand(2, descriptor.in_channels, height, width + descriptor.multiple_of)
     sizes = {0: Dim("batch"), 2: _side("height", descriptor), 3: _side("width", descriptor)}
-    try:
-        return torch.export.export(network, (example,), dynamic_shapes=((sizes,),), strict=False)
-    except Exception as error:  # PyTorch raises many kinds
-        reason = str(error).split("\n")[0][:160]
-        raise AclaError(
-            f"the network cannot be written for images of any size: {reason}; write it for one size: "
-            "torch.export.save(torch.export.export(network, (image,)), path)"
-        ) from error
+    return example, ((sizes,),)
+
+
+def fixes_its_sizes(error: BaseException) -> AclaError:
+    """Return what to raise where a network cannot be traced for all sizes, given what PyTorch raises."""
+    reason = str(error).split("\n")[0][:160]
+    return AclaError(
+        f"the network cannot be written for images of any size: {reason}; write it for one size: "
+        "torch.export.save(torch.export.export(network, (image,)), path)"
+    )
 
 
 def _side(name: str, descriptor: Descriptor) -> object:

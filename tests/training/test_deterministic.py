@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from acla_nas import attention, experiment
 from acla_nas.config import Named
-from acla_nas.ops.gather import sample_at
+from acla_nas.ops.sampling import sample_at
 from acla_nas.training.deterministic import deterministic
 from acla_nas.training.restoration import RestorationModule
 
