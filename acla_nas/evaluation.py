@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.data.images import save_image
 from acla_nas.data.pairs import PairDataset, image_to_tensor, tensor_to_image
 from acla_nas.errors import AclaError

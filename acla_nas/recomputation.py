@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from acla_nas.attention import Attention
-from acla_nas.attention.acla import count_open_keys, open_key_shares
+from acla_nas.attention.open_keys import count_open_keys, open_key_shares
 
 
 def recomputed_update(

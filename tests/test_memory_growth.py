@@ -27,7 +27,7 @@ def search(images: str, folder: str) -> None:
 
     from acla_nas import experiment
     from acla_nas.attention import ACLA
-    from acla_nas.attention.acla import open_key_shares
+    from acla_nas.attention.open_keys import open_key_shares
     from acla_nas.strategies.two_stage import TwoStageModule
 
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acla_nas import search_spaces
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.open_keys import open_key_shares
 
 
 def make_network(attention="acla", **options):

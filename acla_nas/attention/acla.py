@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from acla_nas.attention.attention import Attention, Feature, projection
 from acla_nas.attention.forms import is_fusable
+from acla_nas.attention.open_keys import count_open_keys
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
 from acla_nas.ops import cross_layer_gather
@@ -242,42 +241,6 @@ class ACLA(Attention):
         return project_query + project_reference + gather
 
 
-_OPEN_SHARES: ContextVar[list[Tensor] | None] = ContextVar("open_shares", default=None)
-_COUNTING: list[object] = []  # one for each open_key_shares that is entered: torch.compile can look here
-
-
-@contextmanager
-def open_key_shares() -> Iterator[list[Tensor]]:
-    """Within it, every adaptive module that is run adds the share of its keys that are open to the list.
-
-    The shares are scalars in 0 .. 1, in training with gradients in the masks: for who trains under a cost of
-    keys, or wants to know how many are left.
-
-    Example:
-        >>> attention = ACLA(8, num_keys=4)
-        >>> x = torch.randn(1, 8, 6, 6)
-        >>> with open_key_shares() as shares:
-        ...     update = attention(x, {"1": x})
-        >>> [share.item() for share in shares]
-        [1.0]
-    """
-    shares: list[Tensor] = []
-    token = _OPEN_SHARES.set(shares)
-    _COUNTING.append(token)
-    try:
-        yield shares
-    finally:
-        _COUNTING.remove(token)
-        _OPEN_SHARES.reset(token)
-
-
-def count_open_keys(share: Tensor) -> None:
-    """Add a share of open keys to the list of the innermost :func:`open_key_shares`, if there is one."""
-    shares = _OPEN_SHARES.get() if _COUNTING else None
-    if shares is not None:
-        shares.append(share)
-
-
 class _Keys(NamedTuple):
     """The sampled keys of R references: values R x (B, C, H_l, W_l), the others (B, R, K, .., H, W)."""
 
@@ -361,9 +324,7 @@ def _is_inferred(
     """Whether one call of a compiled function does all of a module, as where nothing is trained."""
     if module.training or torch.is_grad_enabled() or query.device.type != "cpu":
         return False
-    if reference_gates or key_gates is not None or not is_fusable(query, references.values()):
-        return False
-    return _OPEN_SHARES.get() is None
+    return not reference_gates and key_gates is None and is_fusable(query, references.values())
 
 
 def update_in_steps(

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from acla_nas.attention import acla_kernels as kernels
+from acla_nas.attention.open_keys import are_open_keys_counted, count_open_keys
 from acla_nas.attention.weighted_keys import as_it_lies, softmax_of
 from acla_nas.ops.addresses import addresses
 from acla_nas.ops.jit import share_threads
@@ -63,10 +64,12 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor], *, is_a
     base = module.base.to(dtype).numpy()
     number = base.dtype.type
     share_threads()
-    kernels.infer(
+    opened = kernels.infer(
         queries, kernels.strips_of(queries), softmax_of(module, masks, number),
         np.array(of), of_features, np.array(is_turned), starts,
         weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, is_added,
         tables.numpy(), of_masks.numpy(), out.view(-1).numpy(),
     )  # fmt: skip
+    if module.adaptive and are_open_keys_counted():
+        count_open_keys(query.new_tensor(opened / (batch * len(references) * keys * height * width)))
     return out.permute(0, 3, 1, 2) if is_turned[0] else out

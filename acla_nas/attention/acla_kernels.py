@@ -131,11 +131,20 @@ def _owners(queries, keys):
 
 @jit()
 def _largest(numbers):
-    """Return the largest of integers (n,); in one thread, as is the next: there are few of them."""
+    """Return the largest of integers (n,); in one thread, as are the next: there are few of them."""
     largest = numbers[0]
     for number in numbers:
         largest = max(largest, number)
     return largest
+
+
+@jit()
+def _total(numbers):
+    """Return the sum of integers (n,)."""
+    total = 0
+    for number in numbers:
+        total += number
+    return total
 
 
 @jit()
@@ -728,7 +737,7 @@ def infer(
     queries, strips, softmax, channels, features, is_turned, weights, out, scale, base, is_added, tables,
     masks, y,
 ):  # fmt: skip
-    """Write H y, or x + H y: all that a module computes without gradients.
+    """Write H y, or x + H y, all that a module computes without gradients; return how many keys are open.
 
     H and G are linear: one matrix H G does for both. Tensors are given by their addresses.
 
@@ -772,7 +781,8 @@ def infer(
             transpose(matrix_at(weights[r, 1], keys, size, out), scores[r, 2])
     owners, outside = _owners(most_of_block(queries), keys), _ones(references, out)
     repeated = _repeat(queries, base, _ones(references * keys, out).reshape(references, keys))
-    closed = np.empty(references * in_image, np.int32)
+    closed, in_all = np.empty(references * in_image, np.int32), 0
+    opened = np.empty(count_groups(queries) // queries.images, np.int64)
     for image in range(queries.images):
         for index in numba.prange(references * in_image):
             task = np.int64(index)
@@ -789,18 +799,20 @@ def infer(
         counted = softmax.masks if softmax.bias <= 0 or _largest(closed) > 0 else 0
         found = Softmax(softmax.joint, softmax.share, counted, softmax.bias, softmax.temperature)
         result = y[image * size * pixels : (image + 1) * size * pixels]
-        for index in numba.prange(count_groups(queries) // queries.images):
+        for index in numba.prange(len(opened)):
             group = np.int64(index)
             _, _, first, last = _group(queries, group)
             of = _part(features[0], is_turned[0], size, pixels, image, first, last, out)
             into, log_sums = np.empty((last - first, size), dtype), np.empty(last - first, dtype)
-            _sum_group(
+            opened[group] = _sum_group(
                 queries, found, group, of, scores, owners, repeated, outside, tables, masks, into, log_sums
             )  # fmt: skip
             if is_added:
                 _write_sum(into, of, is_turned[0], first, result)
             else:
                 _write(into, is_turned[0], first, result)
+        in_all += _total(opened)
+    return in_all
 
 
 @jit()

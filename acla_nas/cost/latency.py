@@ -146,7 +146,7 @@ class _Insertion:
         self.module, self.query, self.references = module, query, references
 
     def __call__(self) -> Tensor:
-        return self.query + self.module(self.query, self.references, {}, None)
+        return self.module.insert(self.query, self.references, {}, None)
 
 
 class _Point(NamedTuple):

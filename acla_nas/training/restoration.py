@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.errors import AclaError, unknown_name
 from acla_nas.nni_nas import LightningModule
 from acla_nas.training.out_of_memory import affordable_loss

@@ -13,7 +13,8 @@ from torch import nn
 
 from acla_nas import attention as attentions
 from acla_nas.attention import ACLA, Feature, cla
-from acla_nas.attention.acla import key_rings, open_key_shares
+from acla_nas.attention.acla import key_rings
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.errors import AclaError
 from acla_nas.ops import cross_layer_gather_reference
 from acla_nas.testing import count_macs

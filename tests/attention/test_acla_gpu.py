@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acla_nas.attention import ACLA, forms
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.recomputation import recomputed_update
 from tests.random_weights import randomize
 

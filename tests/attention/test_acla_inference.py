@@ -7,9 +7,10 @@ import torch
 from test_acla import OPTIONS, literal, make, option_name
 
 from acla_nas.attention import acla_inference
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.acla import update_in_steps
 from acla_nas.attention.acla_inference import infer
 from acla_nas.attention.forms import is_fusable
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.errors import AclaError
 
 
@@ -85,6 +86,7 @@ def test_forward_uses_it_where_it_may(monkeypatch):
         assert calls == [{}, {"is_added": True}]
         with open_key_shares() as shares:
             module(query, references)
+        assert len(calls) == 3 and len(shares) == 1
         for function in (module, module.insert):
             function(query, references, {"2": torch.ones(())})
             function(query, references, None, torch.ones(module.num_keys))
@@ -92,7 +94,20 @@ def test_forward_uses_it_where_it_may(monkeypatch):
         module.insert(query, references)
     module.eval()(query, references)
     module.insert(query, references)
-    assert len(calls) == 2 and len(shares) == 1
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_mask": True}, {"adaptive": False}])
+@pytest.mark.parametrize("gate_bias", [0.0, 50.0])
+def test_open_keys_are_counted(options, gate_bias):
+    module, query, references = make(gate_bias=gate_bias, **options)
+    with torch.no_grad(), open_key_shares() as counted:
+        infer(module, query, references)
+    with torch.no_grad(), open_key_shares() as expected:
+        update_in_steps(module, query, references, {}, None)
+    assert [*map(float, counted)] == pytest.approx([*map(float, expected)], abs=1e-12)
+    if module.adaptive:
+        assert (0 < counted[0] < 1) if gate_bias == 0 else counted[0] == 1
 
 
 def test_weights_that_are_changed_in_whatever_way_are_seen():

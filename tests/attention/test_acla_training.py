@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from acla_nas.attention import ACLA, weighted_keys
-from acla_nas.attention.acla import open_key_shares, update_at_once, update_in_steps
+from acla_nas.attention.acla import update_at_once, update_in_steps
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.errors import AclaError
 from acla_nas.training.memory import kept_bytes
 from tests.random_weights import randomize

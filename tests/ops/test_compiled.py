@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import acla_nas
-from acla_nas.attention.acla import open_key_shares
+from acla_nas.attention.open_keys import open_key_shares
 from acla_nas.ops import cross_layer_gather
 from acla_nas.ops.compiled import gather
 
