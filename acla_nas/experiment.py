@@ -27,6 +27,7 @@ from acla_nas.exporter import export, load_model, save_model, save_weights
 from acla_nas.formats import Saved, save
 from acla_nas.interruption import stoppable
 from acla_nas.lock import locked
+from acla_nas.memory_format import to_channels_last
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, tell_nni
@@ -49,6 +50,7 @@ _FREE: dict[str, Any] = {
     **{section: {"nonfinite"} for section in ("search", "train")},
 }
 
+_TRIED = 24  # pixels of an image that networks are tried on
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
 
@@ -228,6 +230,8 @@ def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
     models = [(name, load_model_for(config.task, name)) for name in config.models]
     yield task.baseline_name, evaluate(None, task, paths)
     for name, model in models:
+        if device == "cpu":
+            to_channels_last(model, torch.zeros(1, task.in_channels, _TRIED, _TRIED))
         yield name, evaluate(model, task, paths, device=device)
 
 
@@ -334,8 +338,7 @@ def load_model_for(task: Named, folder: str | Path) -> nn.Module:
 
 def check_scale(network: nn.Module, task: Task, name: Any) -> None:
     """Raise AclaError where a network does not take the task's images, or its output has not their shape."""
-    size = 24
-    was_training = network.training
+    size, was_training = _TRIED, network.training
     try:
         with torch.no_grad():
             output = network.eval()(torch.zeros(1, task.in_channels, size, size))

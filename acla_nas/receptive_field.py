@@ -15,6 +15,7 @@ from acla_nas.attention import ACLA, Combined
 from acla_nas.network import CrossLayerNetwork
 
 _LARGEST = 1024  # pixels: a network that looks further is taken to see the whole image
+_ROWS = 16  # of pixels at a time, whose offsets, more numbers than the pixels have, stay in a cache
 
 
 def backbone_reach(network: CrossLayerNetwork, channels: int, multiple_of: int = 1) -> int | None:
@@ -83,11 +84,7 @@ def largest_offsets(network: nn.Module) -> Iterator[dict[str, float]]:
 
             def measure(attention: ACLA, inputs: Sequence[Tensor], path: str = path) -> None:
                 with torch.no_grad():
-                    layers: list[Any] = list(attention.references.values())
-                    weights = [layer.offset.weight for layer in layers]
-                    offsets = F.conv2d(inputs[0], torch.cat(weights)).unflatten(1, (len(weights), -1, 2))
-                    offsets = offsets + attention.base.to(offsets.dtype)[..., None, None]
-                    seen[path] = max(seen.get(path, 0.0), float(offsets.abs().max()))
+                    seen[path] = max(seen.get(path, 0.0), _largest_offset(attention, inputs[0]))
 
             hooks.append(module.register_forward_pre_hook(measure))
     try:
@@ -95,6 +92,18 @@ def largest_offsets(network: nn.Module) -> Iterator[dict[str, float]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _largest_offset(attention: ACLA, query: Tensor) -> float:
+    """Return the largest offset that a module gives one of its keys, in pixels along an axis."""
+    layers: list[Any] = list(attention.references.values())
+    weights = torch.cat([layer.offset.weight for layer in layers])
+    ends = []
+    for rows in query.split(_ROWS, 2):
+        beyond = F.conv2d(rows, weights)
+        ends += [beyond.amin((0, 2, 3)), beyond.amax((0, 2, 3))]
+    base = attention.base.to(query.dtype).flatten().repeat(len(layers))
+    return float((torch.stack(ends) + base).abs().max())
 
 
 def total_reach(

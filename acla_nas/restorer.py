@@ -17,6 +17,7 @@ from acla_nas.data.picture import Picture, check_suffix, load_picture, save_pict
 from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.exporter import load_model
 from acla_nas.formats import describe, load
+from acla_nas.memory_format import to_channels_last
 from acla_nas.metrics import luma
 from acla_nas.network import CrossLayerNetwork
 from acla_nas.receptive_field import backbone_reach, largest_offsets, total_reach
@@ -87,6 +88,8 @@ class Restorer:
                     f"{model} runs on the CPU: for {device} give a run folder or a .safetensors file"
                 )
             self.network.to(self.device)
+        elif isinstance(self.network, CrossLayerNetwork):
+            to_channels_last(self.network, torch.zeros(1, *self.descriptor.arch.input_shape))
         if self_ensemble and (self.descriptor.task or {}).get("name") == "demosaicing":
             raise AclaError("the self-ensemble turns images, which changes a mosaic's pattern: leave it out")
         self.self_ensemble = self_ensemble

@@ -30,6 +30,7 @@ from acla_nas.errors import AclaError, AclaWarning, unknown_name
 from acla_nas.evaluation import evaluating
 from acla_nas.formats import model_py, onnx_file, program, safetensors_file, torchscript
 from acla_nas.formats.descriptor import Descriptor, describe
+from acla_nas.memory_format import to_channels_last
 from acla_nas.network import Backbone, CrossLayerNetwork
 from acla_nas.tasks.task import Task
 
@@ -85,7 +86,8 @@ def save(
     them are left out, and their share is told.
 
     Args:
-        network: what :func:`acla_nas.export` returned. It is moved to the CPU, in float32.
+        network: what :func:`acla_nas.export` returned. It is moved to the CPU, in float32, and laid out as
+            programs run fastest there, see :func:`acla_nas.memory_format.to_channels_last`.
         folder: where the files go; those of an earlier export there are replaced.
         arch: the architecture that the network was made from.
         task: what it was trained for.
@@ -117,6 +119,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().float()
+    to_channels_last(network, torch.zeros(1, *arch.input_shape))
     with evaluating(network):
         descriptor = describe(network, arch, task, training=training)
         (folder / "descriptor.json").write_text(descriptor.model_dump_json(indent=2) + "\n", encoding="utf-8")

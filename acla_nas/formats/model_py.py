@@ -80,7 +80,8 @@ def write(
             PyTorch.
     """
     path.write_text(source(network, descriptor, path, backbone=backbone), encoding="utf-8")
-    torch.save({"params": network.state_dict()}, path.with_suffix(".pth"))
+    weights = {name: w.contiguous() for name, w in network.state_dict().items()}
+    torch.save({"params": weights}, path.with_suffix(".pth"))
 
 
 def source(
