@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -81,7 +82,8 @@ class InferRow:
     Attributes:
         case: which network.
         memory_format: "channels first" or "channels last".
-        bare: time of the backbone.
+        default: time of the backbone as PyTorch makes it, with channels first.
+        bare: of the backbone in this memory format.
         times: state of the key gates -> time with ACLA.
         parts: time of the bare backbone, and then of what its modules cannot do without, see
             :func:`acla_nas.bench.parts.parts_of_module`.
@@ -91,6 +93,7 @@ class InferRow:
 
     case: Case
     memory_format: str
+    default: Timing
     bare: Timing
     times: dict[str, Timing]
     parts: Timing
@@ -113,7 +116,7 @@ class InferCheck:
             f"one {size} image on {self.device}, {self.threads} threads; medians in ms, times bare",
             f"{'EDSR':<9}{'positions':<20}{'weights':<15}{'bare':>16}"
             + "".join(f"{name:>26}" for name in _GATES)
-            + f"{'bare + parts':>26}{'floor':>8}",
+            + f"{'bare + parts':>26}{'floor':>8}{'all open to default bare':>28}",
         ]
         for row in self.rows:
             name = f"{row.case.num_blocks}x{row.case.num_channels}"
@@ -123,7 +126,8 @@ class InferCheck:
             for time in (*row.times.values(), row.parts):
                 quotient, off = ratio(time, row.bare)
                 line += f"{time.median_ms:>11.1f}: {quotient:.3f}x ± {off:.3f}"
-            lines.append(f"{line}{row.floor:>8.3f}")
+            quotient, off = ratio(row.times["all open"], row.default)
+            lines.append(f"{line}{row.floor:>8.3f}{quotient:>19.3f}x ± {off:.3f}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,35 +138,36 @@ class InferCheck:
             for name, time in {**row.times, "parts": row.parts}.items():
                 quotient, off = ratio(time, row.bare)
                 beside[name] = {**time._asdict(), "ratio": quotient, "ratio_error": off}
-            found = {**asdict(row), "bare": row.bare._asdict(), "parts": beside.pop("parts"), "times": beside}
-            rows.append(found)
+            found = {**asdict(row), "default": row.default._asdict(), "bare": row.bare._asdict()}
+            rows.append({**found, "parts": beside.pop("parts"), "times": beside})
         return {**asdict(self), "rows": rows}
 
 
 def check_inference(
     *,
+    size: int = INPUT_SHAPE[1],
     device: str = "cpu",
     runs: int = 15,
     cases: Sequence[Case] = CASES,
-    input_shape: tuple[int, int, int] = INPUT_SHAPE,
 ) -> InferCheck:
     """Measure networks with ACLA beside their bare backbones.
 
     Args:
+        size: sides of the one image, in pixels.
         device: "cpu" or "cuda".
         runs: of each network at most, see :func:`acla_nas.cost.timing.time_in_turns`.
         cases: the networks.
-        input_shape: (C, H, W) of the one image.
 
     Example:
-        >>> check = check_inference(runs=7, cases=[Case(2, 8, (1, 2))], input_shape=(3, 12, 12))
+        >>> check = check_inference(size=12, runs=7, cases=[Case(2, 8, (1, 2))])
         >>> [row.memory_format for row in check.rows]
         ['channels first', 'channels last']
     """
     keep_freed_memory()
+    input_shape = (INPUT_SHAPE[0], size, size)
     rows = [row for case in cases for row in _rows(case, torch.device(device), runs, input_shape)]
     threads = torch.get_num_threads()
-    return InferCheck(device_name(torch.device(device)), threads, tuple(input_shape), tuple(rows))
+    return InferCheck(device_name(torch.device(device)), threads, input_shape, tuple(rows))
 
 
 def _rows(case: Case, device: torch.device, runs: int, input_shape: tuple[int, int, int]) -> list[InferRow]:
@@ -172,15 +177,20 @@ def _rows(case: Case, device: torch.device, runs: int, input_shape: tuple[int, i
         parts_of_module(case.num_channels, references, input_shape[1], device=device)
         for references in range(1, len(case.positions) + 1)
     ]
+    image = torch.rand(1, *input_shape, device=device)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
     for name, memory_format in _FORMATS.items():
-        image = torch.rand(1, *input_shape, device=device).to(memory_format=memory_format)
-        calls: dict[str, Callable[[], object]] = {}
         for state, network in networks.items():
-            network.to(device, memory_format=memory_format).eval()  # type: ignore[call-overload]
-            calls[state] = functools.partial(network, image)
-        calls["parts"] = functools.partial(_in_turn, calls["bare"], *parts)
-        times = time_in_turns(calls, device, runs)
-        rows.append(InferRow(case, name, times.pop("bare"), times, times.pop("parts"), floor))
+            own: Any = copy.deepcopy(network).eval()
+            own.to(device, memory_format=memory_format)
+            calls[name, state] = functools.partial(own, image)
+        calls[name, "parts"] = functools.partial(_in_turn, calls[name, "bare"], *parts)
+    times = time_in_turns(calls, device, runs)
+    default = times["channels first", "bare"]
+    for name in _FORMATS:
+        of_states = {state: times[name, state] for state in _GATES}
+        found = times[name, "bare"], of_states, times[name, "parts"]
+        rows.append(InferRow(case, name, default, *found, floor))
     return rows
 
 

@@ -408,13 +408,23 @@ def ops(device: str, runs: int, as_json: bool) -> None:
 
 
 @bench.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--size", type=click.IntRange(1), default=48, show_default=True, help="Sides of the image, in pixels."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--runs", type=click.IntRange(7), default=15, show_default=True, help="Of each network.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, numbers unrounded.")
-def infer(device: str, runs: int, as_json: bool) -> None:
-    """Measure inference of EDSR with and without ACLA.
+def infer(models: tuple[str, ...], size: int, device: str, runs: int, as_json: bool) -> None:
+    """Measure inference: of given models, or of EDSR with and without ACLA.
 
-    With modules at five positions:
+    MODEL is a run folder or a file that export wrote, measured as restore runs it:
+
+    \b
+      acla-nas bench infer runs/derived runs/derived/export/model.onnx
+      acla-nas bench infer runs/derived runs/derived/export/model.pt2 --size 256
+
+    Without one, EDSR is measured, with modules at five positions:
 
     \b
       acla-nas bench infer
@@ -424,7 +434,7 @@ def infer(device: str, runs: int, as_json: bool) -> None:
     """
     from acla_nas.cli.bench import run_infer
 
-    run_infer(device, runs, as_json)
+    run_infer(models, size, device, runs, as_json)
 
 
 @bench.command(name="space")

@@ -43,11 +43,17 @@ def run_ops(device: str, runs: int, as_json: bool) -> None:
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 
-def run_infer(device: str, runs: int, as_json: bool) -> None:
-    """Print the times of networks with and without attention."""
+def run_infer(models: Sequence[str], size: int, device: str, runs: int, as_json: bool) -> None:
+    """Print the times of models, or of networks with and without attention."""
     from acla_nas.bench.infer import check_inference
+    from acla_nas.bench.models import check_models
 
-    check = check_inference(device=_present_device(device), runs=runs)
+    present = _present_device(device)
+    check: Any
+    if models:
+        check = check_models(models, size=size, device=present, runs=runs)
+    else:
+        check = check_inference(size=size, device=present, runs=runs)
     click.echo(json.dumps(check.as_dict(), indent=2) if as_json else check.text())
 
 

@@ -7,14 +7,15 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from acla_nas.errors import AclaError
 
+_Name = TypeVar("_Name", bound=Hashable)
 _FEWEST, _PRECISE = 7, 0.02
 _BEYOND_CACHES = 1 << 28  # floats, more than any GPU's caches hold
 
@@ -34,13 +35,13 @@ class Timing(NamedTuple):
 
 
 def time_in_turns(
-    calls: Mapping[str, Callable[[], object]],
+    calls: Mapping[_Name, Callable[[], object]],
     device: torch.device,
     runs: int,
     *,
     warm_up: int = 3,
     cold: bool = False,
-) -> dict[str, Timing]:
+) -> dict[_Name, Timing]:
     """Return the time of one run of each function, without gradients.
 
     The functions take turns, so that all meet the same other load, after a few rounds that do not count.
@@ -67,7 +68,7 @@ def time_in_turns(
         clock = _time_on_gpu
         if cold:
             clock = functools.partial(_time_on_gpu, other=torch.zeros(_BEYOND_CACHES, device=device))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[_Name, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for run in range(warm_up + runs):
             for name, call in calls.items():

@@ -45,7 +45,7 @@ def test_offsets_have_a_known_spread():
 
 
 def test_floor_counts_what_is_executed():
-    [row, _] = check_inference(runs=7, cases=[SMALL], input_shape=(3, 12, 12)).rows
+    [row, _] = check_inference(size=12, runs=7, cases=[SMALL]).rows
     network = SMALL.networks()["all open"]
     of_h = 2 * 12 * 12 * 8 * 8
     executed = inserted_macs(network, (3, 12, 12)) - of_h
@@ -54,12 +54,20 @@ def test_floor_counts_what_is_executed():
 
 
 def test_text_and_json(monkeypatch):
-    monkeypatch.setattr(infer, "INPUT_SHAPE", (3, 12, 12))
     monkeypatch.setattr(infer.check_inference, "__kwdefaults__", {**_defaults(), "cases": [SMALL]})
-    text = CliRunner().invoke(cli, ["bench", "infer", "--runs", "7"], catch_exceptions=False).output
-    assert "3x8" in text and "half closed" in text and text.count("x ± ") == 6
-    output = CliRunner().invoke(cli, ["bench", "infer", "--json"], catch_exceptions=False).output
-    [row, _] = json.loads(output)["rows"]
+    text = (
+        CliRunner()
+        .invoke(cli, ["bench", "infer", "--size", "12", "--runs", "7"], catch_exceptions=False)
+        .output
+    )
+    assert "3x8" in text and "half closed" in text and text.count("x ± ") == 8
+    output = (
+        CliRunner().invoke(cli, ["bench", "infer", "--size", "12", "--json"], catch_exceptions=False).output
+    )
+    rows = json.loads(output)["rows"]
+    assert [row["memory_format"] for row in rows] == ["channels first", "channels last"]
+    assert rows[0]["bare"] == rows[0]["default"] == rows[1]["default"] != rows[1]["bare"]
+    row = rows[0]
     time = row["times"]["half closed"]
     assert time["ratio"] == time["median_ms"] / row["bare"]["median_ms"]
     assert row["parts"]["ratio"] == row["parts"]["median_ms"] / row["bare"]["median_ms"]
