@@ -34,9 +34,12 @@ class Finder(doctest.DocTestFinder):
 @pytest.mark.usefixtures("unchanged_registries")
 @pytest.mark.parametrize("name", module_names())
 def test_examples(name, tmp_path, monkeypatch):
-    if name == "acla_nas.ops.gather_triton":
-        pytest.importorskip("triton")
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        pytest.skip("could not import triton")
     monkeypatch.chdir(tmp_path)  # for examples that write files
     monkeypatch.setenv("ACLA_NAS_CACHE", str(tmp_path))
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
