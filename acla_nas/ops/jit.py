@@ -7,8 +7,10 @@ for each other. Sums may be reordered by the compiler, but are the same from run
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
@@ -44,10 +46,10 @@ def jit(*, parallel: bool = False) -> Callable[[_F], _F]:
     """
 
     def decorate(function: _F) -> _F:
-        compiled = _compile(function, parallel)
+        compiled = _compile(_named(function, _sources()), parallel)
         if not parallel:
             return cast(_F, compiled)
-        alone = _compile(_under_another_name(function), False)
+        alone = _compile(_named(function, f"alone_{_sources()}"), False)
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
@@ -67,8 +69,8 @@ def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]
     return compiled
 
 
-def _under_another_name(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same function for files of its own on disk, where Numba does not tell options apart."""
+def _named(function: Callable[..., Any], suffix: str) -> Callable[..., Any]:
+    """Return the same function under another name, by which Numba tells its files on disk from others."""
     assert isinstance(function, FunctionType)
     copy = FunctionType(
         function.__code__,
@@ -77,8 +79,19 @@ def _under_another_name(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__defaults__,
         function.__closure__,
     )
-    copy.__module__, copy.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
+    copy.__module__, copy.__qualname__ = function.__module__, f"{function.__qualname__}_{suffix}"
     return copy
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a digest of all code that loops are made of.
+
+    Numba compiles a function anew where its own file was changed, not where that of one it calls was.
+    """
+    package = Path(__file__).parent.parent
+    files = sorted(file for folder in ("attention", "ops") for file in (package / folder).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def share_threads() -> int:

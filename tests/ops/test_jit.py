@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numba
 import pytest
 import torch
 
+import acla_nas.ops.jit as jit_module
 from acla_nas.ops.jit import jit, share_threads
 
 OPERATOR = """
@@ -100,6 +102,40 @@ torch.testing.assert_close(found, results(), rtol=1e-5, atol=1e-5)
 def test_a_forked_process_runs_the_operator(before):
     """With Numba's OpenMP the child of a process that has run loops would be ended."""
     run_python(FORKED.format(before=before), NUMBA_NUM_THREADS="2")
+
+
+CALLED = """
+from package.ops.jit import jit
+
+@jit()
+def called(x):
+    return {}
+"""
+CALLING = """
+from package.ops.called import called
+from package.ops.jit import jit
+
+@jit({})
+def calling(x):
+    return called(x)
+"""
+
+
+@pytest.mark.parametrize("options", ["", "parallel=True"])
+def test_a_function_is_compiled_anew_where_one_that_it_calls_was_changed(options, tmp_path):
+    for folder in ("ops", "attention"):
+        (tmp_path / "package" / folder).mkdir(parents=True)
+    shutil.copy(jit_module.__file__, tmp_path / "package/ops/jit.py")
+    (tmp_path / "package/attention/calling.py").write_text(CALLING.format(options))
+
+    def result():
+        code = "from package.attention.calling import calling; print(calling(5))"
+        return int(subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).stdout)
+
+    for formula, expected in (("x + 1", 6), ("x * 2", 10), ("x + 1", 6)):
+        (tmp_path / "package/ops/called.py").write_text(CALLED.format(formula))
+        assert result() == expected
+    assert len(list(tmp_path.glob("package/attention/__pycache__/calling.*.nbi"))) == 2
 
 
 def test_a_function_without_a_file_is_compiled_all_the_same():
