@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from acla_nas.attention import acla_kernels as kernels
+from acla_nas.attention import acla_forward
+from acla_nas.attention.acla_blocks import FORWARD, Queries, size_of_plane, strips_of
 from acla_nas.attention.open_keys import are_open_keys_counted, count_open_keys
 from acla_nas.attention.weighted_keys import as_it_lies, softmax_of
 from acla_nas.ops.addresses import addresses
@@ -57,15 +58,15 @@ def infer(module: ACLA, query: Tensor, references: Mapping[str, Tensor], *, is_a
     of_features = addresses(features, [batch * size * height * width for size in of], dtype)
     shape = (batch, height, width, channels) if is_turned[0] else (batch, channels, height, width)
     out = query.new_empty(shape)
-    queries = kernels.Queries(batch, height, width, kernels.FORWARD)
-    size = kernels.size_of_plane(queries)
+    queries = Queries(batch, height, width, FORWARD)
+    size = size_of_plane(queries)
     tables = scratch("tables", dtype, len(references), size, channels)
     of_masks = scratch("masks", dtype, len(references), masks, size)
     base = module.base.to(dtype).numpy()
     number = base.dtype.type
     share_threads()
-    opened = kernels.infer(
-        queries, kernels.strips_of(queries), softmax_of(module, masks, number),
+    opened = acla_forward.infer(
+        queries, strips_of(queries), softmax_of(module, masks, number),
         np.array(of), of_features, np.array(is_turned), starts,
         weights[-1].detach().flatten(1).numpy(), number(layer.mask_scale), base, is_added,
         tables.numpy(), of_masks.numpy(), out.view(-1).numpy(),

@@ -1,6 +1,6 @@
 """The weighted sums of what is read at the keys of query pixels, projected, and their gradients, on a CPU.
 
-Tensors are given to the loops of :mod:`acla_nas.attention.acla_kernels`, and taken from them.
+Tensors are given to the loops of :mod:`.acla_forward` and :mod:`.acla_backward`, and taken from them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acla_nas.attention import acla_kernels as kernels
+from acla_nas.attention import acla_backward, acla_forward
+from acla_nas.attention.acla_blocks import BACKWARD, FORWARD, Queries, size_of_plane, strips_of
+from acla_nas.attention.acla_keys import Softmax
 from acla_nas.attention.shared_gradient import SharedGradient
 from acla_nas.ops.addresses import addresses
 from acla_nas.ops.jit import share_threads
@@ -33,11 +35,11 @@ def key_rows(layers: Sequence[Any]) -> Tensor:
     return torch.cat((offsets.transpose(1, 2), logits.unsqueeze(1)), 1)
 
 
-def softmax_of(module: ACLA, masks: int, number: Any) -> kernels.Softmax:
+def softmax_of(module: ACLA, masks: int, number: Any) -> Softmax:
     """Return how a module's keys are weighed, in numbers of the type that loops work with."""
     share = SMALL if module.renormalize else 1.0
     of_gates = (number(module.gate_bias), number(module.gate_temperature))
-    return kernels.Softmax(module.softmax == "joint", number(share), masks, *of_gates)
+    return Softmax(module.softmax == "joint", number(share), masks, *of_gates)
 
 
 def sum_keys(
@@ -74,21 +76,21 @@ def sum_keys(
     query, is_turned = as_it_lies(query)
     sizes = [batch * height * width * channels, channels**2, count * 3 * module.num_keys * channels]
     at = addresses([query, out, rows], sizes, dtype)[0]
-    queries, base = kernels.Queries(batch, height, width, kernels.FORWARD), module.base.to(dtype)
+    queries, base = Queries(batch, height, width, FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
-    opened = torch.empty(kernels.count_groups(queries), dtype=torch.int64)
+    opened = torch.empty(acla_forward.count_groups(queries), dtype=torch.int64)
     y = query.new_empty(batch * height * width, channels)
     log_sums = query.new_empty(len(y))
     result = query.new_empty(batch, height, width, channels) if is_turned else query.new_empty(query.shape)
     share_threads()
     arrays = (
         rows.mT, base, inside, outside, out,
-        scratch("tables", dtype, count, kernels.size_of_plane(queries), channels),
-        scratch("masks", dtype, count, masks, kernels.size_of_plane(queries)),
+        scratch("tables", dtype, count, size_of_plane(queries), channels),
+        scratch("masks", dtype, count, masks, size_of_plane(queries)),
         y, log_sums, opened, result.view(-1),
     )  # fmt: skip
-    kernels.sum_keys(
-        queries, kernels.strips_of(queries), softmax_of(module, masks, number), places, at, is_turned,
+    acla_forward.sum_keys(
+        queries, strips_of(queries), softmax_of(module, masks, number), places, at, is_turned,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, int(opened.sum())
@@ -146,12 +148,12 @@ def differentiate(
     grad, totals = scratch("gradient of y", dtype, *y.shape), query.new_empty(len(y))
     of_out = out.new_zeros(_TASKS, channels * needed[4], channels)
     of_result, is_turned = as_it_lies(of_result)
-    kernels.differentiate_out(
+    acla_backward.differentiate_out(
         batch, of_result.data_ptr(), is_turned,
         *(t.contiguous().numpy() for t in (out, y, grad, totals, of_out)),
     )  # fmt: skip
-    queries = kernels.Queries(batch, height, width, kernels.BACKWARD)
-    size = kernels.size_of_plane(queries)
+    queries = Queries(batch, height, width, BACKWARD)
+    size = size_of_plane(queries)
     tables, of_tables = scratch("tables", dtype, 2, threads, size, channels)
     mask_values, of_masks = scratch("masks", dtype, 2, threads, masks, size)
     base = module.base.to(dtype)
@@ -160,13 +162,13 @@ def differentiate(
         _rows(query), rows, base, inside, outside, grad, totals, log_sums, tables, mask_values,
         of_tables, of_masks, of_pixels.flatten(1, 2), of_scores, of_projections, of_inside, of_outside,
     )  # fmt: skip
-    kernels.differentiate(
-        threads, queries, kernels.strips_of(queries), softmax_of(module, masks, number), number(of_open), on,
+    acla_backward.differentiate(
+        threads, queries, strips_of(queries), softmax_of(module, masks, number), number(of_open), on,
         places,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
     of_query = query.new_empty(query.shape)
-    kernels.turn_to_features(of_pixels.numpy(), of_query.flatten(2).numpy())
+    acla_backward.turn_to_features(of_pixels.numpy(), of_query.flatten(2).numpy())
     of_each = of_projections.sum(0).mT.contiguous()
     of_weights = [
         of_each[r, :, : rest[r].shape[1]] if need and r < on else None
@@ -189,7 +191,7 @@ def _places(references: Sequence[Tensor], projections: Sequence[Tensor], pixels:
     """Return where the arrays of references of so many pixels are, but for gradients.
 
     Returns:
-        (R, 5), see :class:`kernels.Reference`.
+        (R, 5), see :class:`acla_nas.attention.acla_blocks.Reference`.
     """
     dtype, channels = references[0].dtype, [x.shape[1] for x in references]
     places = np.zeros((len(references), 5), np.int64)
