@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 import torch
+from numba.core import event
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -92,6 +94,25 @@ def _sources() -> str:
     package = Path(__file__).parent.parent
     files = sorted(file for folder in ("attention", "ops") for file in (package / folder).glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
+class _Notice(event.Listener):
+    """Says once, on a terminal, what a first call waits for."""
+
+    is_given = False
+
+    def on_start(self, compiling: Any) -> None:
+        is_own = compiling.data["dispatcher"].py_func.__qualname__.endswith(_sources())
+        if is_own and not self.is_given and sys.stderr and sys.stderr.isatty():
+            self.is_given = True
+            print("acla_nas: compiling loops for this processor: a minute, once", file=sys.stderr)
+
+    def on_end(self, compiling: Any) -> None:
+        """Say nothing."""
+
+
+_notice = _Notice()
+event.register("numba:compile", _notice)
 
 
 def share_threads() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -136,6 +137,22 @@ def test_a_function_is_compiled_anew_where_one_that_it_calls_was_changed(options
         (tmp_path / "package/ops/called.py").write_text(CALLED.format(formula))
         assert result() == expected
     assert len(list(tmp_path.glob("package/attention/__pycache__/calling.*.nbi"))) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_terminal_is_told_once_what_is_waited_for(stream, monkeypatch):
+    monkeypatch.setattr(jit_module._notice, "is_given", False)
+    monkeypatch.setattr(sys, "stderr", stream())
+    numba.njit(lambda x: x + 1)(1)  # another's
+    assert sys.stderr.getvalue() == ""
+    for number in (1, 2.0):  # compiled for each
+        jit()(lambda x: x + 1)(number)
+    assert sys.stderr.getvalue().count("compiling loops") == (stream is Terminal)
 
 
 def test_a_function_without_a_file_is_compiled_all_the_same():
