@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,9 @@ class Restorer:
         if Path(model).is_dir():
             self.network: torch.nn.Module = load_model(model).eval()
             assert isinstance(self.network, CrossLayerNetwork)
-            self.descriptor = describe(self.network, Arch.load(Path(model, "arch.json")))
+            arch = Arch.load(Path(model, "arch.json"))
+            to_channels_last(self.network, torch.zeros(1, *arch.input_shape))
+            self.descriptor = describe(self.network, arch)
         else:
             self.network, self.descriptor = load(model)
         self.device = torch.device(device)
@@ -87,9 +90,8 @@ class Restorer:
                 raise AclaError(
                     f"{model} runs on the CPU: for {device} give a run folder or a .safetensors file"
                 )
-            self.network.to(self.device)
-        elif isinstance(self.network, CrossLayerNetwork):
-            to_channels_last(self.network, torch.zeros(1, *self.descriptor.arch.input_shape))
+            on_device: Any = self.network.to
+            on_device(self.device, memory_format=torch.contiguous_format)
         if self_ensemble and (self.descriptor.task or {}).get("name") == "demosaicing":
             raise AclaError("the self-ensemble turns images, which changes a mosaic's pattern: leave it out")
         self.self_ensemble = self_ensemble

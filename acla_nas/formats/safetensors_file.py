@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from acla_nas.errors import AclaError
 from acla_nas.exporter import export, save_weights
 from acla_nas.formats.descriptor import Descriptor
+from acla_nas.memory_format import to_channels_last
 from acla_nas.network import Backbone
 
 _KEY = "acla_nas.descriptor"
@@ -22,7 +24,7 @@ def write(
 
 
 def read(path: Path, backbone: Backbone | None = None) -> tuple[nn.Module, Descriptor]:
-    """Return the network, built as its architecture says, and its descriptor.
+    """Return the network, built as its architecture says and laid out for a CPU, and its descriptor.
 
     Raises:
         AclaError: the file cannot be read, or the architecture names no registered search space and no
@@ -36,4 +38,6 @@ def read(path: Path, backbone: Backbone | None = None) -> tuple[nn.Module, Descr
     except (OSError, SafetensorError) as error:
         raise AclaError(f"cannot read {path}: {error}; give a .safetensors file that export wrote") from None
     descriptor = Descriptor.parse(metadata.get(_KEY), path)
-    return export(descriptor.arch, backbone=backbone, weights=path).eval(), descriptor
+    network = export(descriptor.arch, backbone=backbone, weights=path).eval()
+    to_channels_last(network, torch.zeros(1, *descriptor.arch.input_shape))
+    return network, descriptor
