@@ -61,12 +61,10 @@ def test_restorers_and_programs_run_so(tmp_path: Path) -> None:
     save_model(arch, network.state_dict(), tmp_path)
     assert not is_channels_last(network)
     assert is_channels_last(Restorer(tmp_path).network)
-    files = formats.save(network, tmp_path, arch, formats=["safetensors", "pt2", "torchscript", "python"])
+    files = formats.save(network, tmp_path, arch, formats=["safetensors", "torchscript", "python"])
     assert is_channels_last(Restorer(files["safetensors"].path).network)
-    image = torch.rand(1, 3, 12, 12)
-    for form in ("pt2", "torchscript"):
-        with torch.no_grad():
-            restored = formats.load(files[form].path)[0](image)
-        assert restored.is_contiguous(memory_format=torch.channels_last), form
+    with torch.no_grad():
+        restored = formats.load(files["torchscript"].path)[0](torch.rand(1, 3, 12, 12))
+    assert restored.is_contiguous(memory_format=torch.channels_last)
     saved = torch.load(files["python"].path.with_suffix(".pth"), weights_only=True)["params"]
     assert all(w.is_contiguous() for w in saved.values())
