@@ -50,7 +50,6 @@ _FREE: dict[str, Any] = {
     **{section: {"nonfinite"} for section in ("search", "train")},
 }
 
-_TRIED = 24  # pixels of an image that networks are tried on
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
 
@@ -231,7 +230,7 @@ def run_evaluation(config: Config) -> Iterator[tuple[str, Evaluation]]:
     yield task.baseline_name, evaluate(None, task, paths)
     for name, model in models:
         if device == "cpu":
-            to_channels_last(model, torch.zeros(1, task.in_channels, _TRIED, _TRIED))
+            to_channels_last(model, Arch.load(Path(name, "arch.json")).input_shape)
         yield name, evaluate(model, task, paths, device=device)
 
 
@@ -338,7 +337,8 @@ def load_model_for(task: Named, folder: str | Path) -> nn.Module:
 
 def check_scale(network: nn.Module, task: Task, name: Any) -> None:
     """Raise AclaError where a network does not take the task's images, or its output has not their shape."""
-    size, was_training = _TRIED, network.training
+    size = 24
+    was_training = network.training
     try:
         with torch.no_grad():
             output = network.eval()(torch.zeros(1, task.in_channels, size, size))

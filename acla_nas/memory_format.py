@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acla_nas.evaluation import evaluating
 
 
-def to_channels_last(network: nn.Module, image: Tensor) -> None:
+def to_channels_last(network: nn.Module, input_shape: Sequence[int]) -> None:
     """Lay out the weights of a network with the channels of a pixel side by side.
 
     Features then lie in memory so, too: how much faster that is `acla-nas bench infer` measures. What a
@@ -19,11 +20,11 @@ def to_channels_last(network: nn.Module, image: Tensor) -> None:
 
     Args:
         network: on the CPU; the mode it is in stays.
-        image: (B, C, H, W), what it is tried on.
+        input_shape: (C, H, W) of the image that it is tried on.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 3))
-        >>> to_channels_last(network, torch.rand(1, 3, 8, 8))
+        >>> to_channels_last(network, (3, 8, 8))
         >>> network(torch.rand(1, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
         True
     """
@@ -33,6 +34,6 @@ def to_channels_last(network: nn.Module, image: Tensor) -> None:
     try:
         to(memory_format=torch.channels_last)
         with evaluating(network), torch.no_grad():
-            network(image)
+            network(torch.zeros(1, *input_shape))
     except RuntimeError:
         to(memory_format=torch.contiguous_format)

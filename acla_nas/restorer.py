@@ -78,7 +78,7 @@ class Restorer:
             self.network: torch.nn.Module = load_model(model).eval()
             assert isinstance(self.network, CrossLayerNetwork)
             arch = Arch.load(Path(model, "arch.json"))
-            to_channels_last(self.network, torch.zeros(1, *arch.input_shape))
+            to_channels_last(self.network, arch.input_shape)
             self.descriptor = describe(self.network, arch)
         else:
             self.network, self.descriptor = load(model)

@@ -13,7 +13,7 @@ from acla_nas import Restorer, formats, search_spaces
 from acla_nas.exporter import save_model
 from acla_nas.memory_format import to_channels_last
 
-IMAGE = torch.zeros(1, 3, 8, 8)
+INPUT_SHAPE = (3, 8, 8)
 
 
 class Flattening(nn.Module):
@@ -39,17 +39,17 @@ def is_channels_last(network: nn.Module) -> bool:
 def test_a_network_that_does_not_run_so_is_left_as_it_is(rank: int) -> None:
     network = Flattening(rank)
     weights = [(w, w.clone(), w.stride()) for w in network.parameters()]
-    to_channels_last(network, IMAGE)
+    to_channels_last(network, INPUT_SHAPE)
     assert network.training
     for weight, before, stride in weights:
         assert torch.equal(weight, before) and weight.stride() == stride
-    network(IMAGE)
+    network(torch.zeros(1, *INPUT_SHAPE))
 
 
 def test_without_onednn_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     network = nn.Sequential(nn.Conv2d(3, 4, 3))
-    to_channels_last(network, IMAGE)
+    to_channels_last(network, INPUT_SHAPE)
     assert not is_channels_last(network)
 
 

@@ -118,7 +118,7 @@ def _count_closed(masks, bias):
 
 
 @jit()
-def count_groups(queries):
+def _count_groups(queries):
     """Return in how many groups blocks are worked on, which are of one image each."""
     return queries.images * ((count_tasks(queries) // queries.images + _GROUP - 1) // _GROUP)
 
@@ -126,7 +126,7 @@ def count_groups(queries):
 @jit()
 def _group(queries, group):
     """Return of the n-th group its first block and the one behind its last, and likewise of its queries."""
-    in_image, groups = count_tasks(queries) // queries.images, count_groups(queries) // queries.images
+    in_image, groups = count_tasks(queries) // queries.images, _count_groups(queries) // queries.images
     first = group // groups * in_image
     start, stop = first + group % groups * _GROUP, first + min((group % groups + 1) * _GROUP, in_image)
     return start, stop, block_at(queries, start)[2], block_at(queries, stop - 1)[3]
@@ -274,9 +274,9 @@ def _sum_block(
 @jit(parallel=True)
 def sum_keys(
     queries, strips, softmax, references, query, is_turned, scores, base, inside, outside, out, tables, masks,
-    y, log_sums, opened, result,
+    y, log_sums, result,
 ):  # fmt: skip
-    """Write y of Eq. 6, the sums of what is read at all keys, weighted, and H y.
+    """Write y of Eq. 6, weighted sums of what is read at all keys, and H y; return how many keys are open.
 
     Args:
         queries, softmax, scores, base: see above.
@@ -289,12 +289,12 @@ def sum_keys(
         tables, masks: (R, P, C) and (R, M, P), overwritten.
         y: (Q, C), written.
         log_sums: (Q,), written: logarithms of what a joint softmax divides by.
-        opened: (groups,) int64, written: open keys of each group of blocks.
         result: b C P numbers, written.
     """
     owners, repeated = owners_of(most_of_block(queries), len(base)), repeat(queries, base, inside)
     count, size, channels = len(tables), queries.h * queries.w, tables.shape[2]
-    per_image, in_image = len(opened) // queries.images, count_tasks(strips)
+    opened, in_image = np.empty(_count_groups(queries), np.int64), count_tasks(strips)
+    per_image = len(opened) // queries.images
     to_tables = np.empty((count, _largest(references[:, 0]), channels), y.dtype)
     for r in numba.prange(count):
         reference = reference_at(references, r)
@@ -322,6 +322,7 @@ def sum_keys(
             projected = np.empty((last - first, channels), y.dtype)
             multiply(y[first:last], turned, projected)
             _write(projected, is_turned, at, of_image)
+    return _total(opened)
 
 
 @jit()
@@ -402,7 +403,7 @@ def infer(
     owners, outside = owners_of(most_of_block(queries), keys), _ones(references, out)
     repeated = repeat(queries, base, _ones(references * keys, out).reshape(references, keys))
     closed, in_all = np.empty(references * in_image, np.int32), 0
-    opened = np.empty(count_groups(queries) // queries.images, np.int64)
+    opened = np.empty(_count_groups(queries) // queries.images, np.int64)
     for image in range(queries.images):
         for index in numba.prange(references * in_image):
             task = np.int64(index)

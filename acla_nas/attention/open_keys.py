@@ -41,11 +41,15 @@ def open_key_shares() -> Iterator[list[Tensor]]:
 
 def count_open_keys(share: Tensor) -> None:
     """Add a share of open keys to the list of the innermost :func:`open_key_shares`, if there is one."""
-    shares = _OPEN_SHARES.get() if _COUNTING else None
+    shares = _counted()
     if shares is not None:
         shares.append(share)
 
 
 def are_open_keys_counted() -> bool:
     """Whether there is one."""
-    return bool(_COUNTING) and _OPEN_SHARES.get() is not None
+    return _counted() is not None
+
+
+def _counted() -> list[Tensor] | None:
+    return _OPEN_SHARES.get() if _COUNTING else None

@@ -78,7 +78,6 @@ def sum_keys(
     at = addresses([query, out, rows], sizes, dtype)[0]
     queries, base = Queries(batch, height, width, FORWARD), module.base.to(dtype)
     number: Any = base.numpy().dtype.type
-    opened = torch.empty(acla_forward.count_groups(queries), dtype=torch.int64)
     y = query.new_empty(batch * height * width, channels)
     log_sums = query.new_empty(len(y))
     result = query.new_empty(batch, height, width, channels) if is_turned else query.new_empty(query.shape)
@@ -87,13 +86,13 @@ def sum_keys(
         rows.mT, base, inside, outside, out,
         scratch("tables", dtype, count, size_of_plane(queries), channels),
         scratch("masks", dtype, count, masks, size_of_plane(queries)),
-        y, log_sums, opened, result.view(-1),
+        y, log_sums, result.view(-1),
     )  # fmt: skip
-    acla_forward.sum_keys(
+    opened = acla_forward.sum_keys(
         queries, strips_of(queries), softmax_of(module, masks, number), places, at, is_turned,
         *(t.contiguous().numpy() for t in arrays),
     )  # fmt: skip
-    return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, int(opened.sum())
+    return result.permute(0, 3, 1, 2) if is_turned else result, y, log_sums, opened
 
 
 def differentiate(

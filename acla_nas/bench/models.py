@@ -43,9 +43,7 @@ class ModelCheck:
         """Return the check as plain text."""
         width = max(len(row.model) for row in self.rows)
         first = self.rows[0].time
-        lines = [
-            f"one image on {self.device}, {self.threads} threads; medians in ms, times the first",
-        ]
+        lines = [f"one image on {self.device}, {self.threads} threads; medians in ms, times the first"]
         for row in self.rows:
             size, (quotient, off) = "x".join(map(str, row.input_shape)), ratio(row.time, first)
             line = f"{row.model:<{width}}{size:>14}{row.time.median_ms:>10.1f} ± {row.time.error_ms:<5.1f}"

@@ -119,7 +119,7 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network = network.cpu().float()
-    to_channels_last(network, torch.zeros(1, *arch.input_shape))
+    to_channels_last(network, arch.input_shape)
     with evaluating(network):
         descriptor = describe(network, arch, task, training=training)
         (folder / "descriptor.json").write_text(descriptor.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from acla_nas.errors import AclaError
@@ -39,5 +38,5 @@ def read(path: Path, backbone: Backbone | None = None) -> tuple[nn.Module, Descr
         raise AclaError(f"cannot read {path}: {error}; give a .safetensors file that export wrote") from None
     descriptor = Descriptor.parse(metadata.get(_KEY), path)
     network = export(descriptor.arch, backbone=backbone, weights=path).eval()
-    to_channels_last(network, torch.zeros(1, *descriptor.arch.input_shape))
+    to_channels_last(network, descriptor.arch.input_shape)
     return network, descriptor

@@ -55,15 +55,10 @@ def test_floor_counts_what_is_executed():
 
 def test_text_and_json(monkeypatch):
     monkeypatch.setattr(infer.check_inference, "__kwdefaults__", {**_defaults(), "cases": [SMALL]})
-    text = (
-        CliRunner()
-        .invoke(cli, ["bench", "infer", "--size", "12", "--runs", "7"], catch_exceptions=False)
-        .output
-    )
+    arguments = ["bench", "infer", "--size", "12"]
+    text = CliRunner().invoke(cli, [*arguments, "--runs", "7"], catch_exceptions=False).output
     assert "3x8" in text and "half closed" in text and text.count("x ± ") == 8
-    output = (
-        CliRunner().invoke(cli, ["bench", "infer", "--size", "12", "--json"], catch_exceptions=False).output
-    )
+    output = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).output
     rows = json.loads(output)["rows"]
     assert [row["memory_format"] for row in rows] == ["channels first", "channels last"]
     assert rows[0]["bare"] == rows[0]["default"] == rows[1]["default"] != rows[1]["bare"]

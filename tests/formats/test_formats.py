@@ -74,8 +74,8 @@ def test_every_format_gives_what_the_network_gives(name, form, tmp_path):
     assert files[form].difference <= 1e-5 and not files[form].undecided
     loaded, descriptor = formats.load(files[form].path, backbone=backbone)
     for size in SIZES:
-        # A gate that is on its threshold but for rounding may fall either way: of three images, one has none.
-        largest = []
+        # A gate that is on its threshold but for rounding may fall either way: few pixels of an image depend
+        # on such, and of one of three images none.
         for image in torch.rand(3, 2, 3, *size):
             with torch.no_grad(), open_key_shares() as open_keys:
                 expected = network(image)
@@ -84,10 +84,12 @@ def test_every_format_gives_what_the_network_gives(name, form, tmp_path):
                 actual, bare = loaded(image), network.backbone(image)
             assert not torch.allclose(expected, bare, atol=1e-3), "attention must matter to what is compared"
             assert actual.shape == expected.shape
-            largest.append(float((actual - expected).abs().max()))
-            if largest[-1] <= 1e-5:
+            beyond = ~((actual - expected).abs() <= 1e-5)
+            assert beyond.float().mean() <= 0.01
+            if not beyond.any():
                 break
-        assert min(largest) <= 1e-5
+        else:
+            pytest.fail(f"no image of {size} gives the same")
     if form == "onnx":  # of its operators one reads keys; sums of rows would be a loop
         onnx = pytest.importorskip("onnx")
         operators = {node.op_type for node in onnx.load(files[form].path).graph.node}
