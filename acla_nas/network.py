@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ Backbone = nn.Module | Callable[[], nn.Module]
 class _Pass:
     """What the hooks keep during one forward pass, and autograd for as long as it may need it."""
 
+    network: CrossLayerNetwork
     gates: Mapping[int, Tensor | bool]
     key_gates: Tensor | None
     with_grad: bool
@@ -46,6 +48,19 @@ class _Pass:
             values = torch.stack(list(drawn.values())).flatten().tolist()
             self.off = {j for j, value in zip(drawn, values) if not value}
         self.off |= {j for j, gate in self.gates.items() if gate is False}
+
+
+class _Current(threading.local):
+    """The pass that is under way in a thread, None outside of forward, where the hooks do nothing.
+
+    The hooks, which belong to one network, find by it what its shallow copies run, such as the replicas that
+    nn.DataParallel makes. A deep copy has its own.
+    """
+
+    running: _Pass | None = None
+
+    def __reduce__(self) -> tuple[type[_Current], tuple[()]]:
+        return type(self), ()
 
 
 class CrossLayerNetwork(nn.Module):
@@ -88,7 +103,7 @@ class CrossLayerNetwork(nn.Module):
         self.attention = nn.ModuleDict({str(j): module for j, module in attention.items()})
         self.recompute = False
         self.micro_batch: int | None = None
-        self._pass: _Pass | None = None  # None outside forward: the hooks do nothing
+        self._current = _Current()
         self._in_backward: Callable[[], _Pass | None] = _no_pass
         for j, place in self.places.items():
             self._hook(place.path, functools.partial(self._insert, str(j)))
@@ -172,7 +187,7 @@ class CrossLayerNetwork(nn.Module):
     def _forward(
         self, *inputs: Any, gates: Mapping[int, Tensor | bool] | None, key_gates: Tensor | None, **kwargs: Any
     ) -> Any:
-        running = _Pass(gates or {}, key_gates, torch.is_grad_enabled())
+        running = _Pass(self, gates or {}, key_gates, torch.is_grad_enabled())
         if not (torch.compiler.is_compiling() or (self.recompute and self.training)):  # no stack is read then
             off = sum(gate is not False for j, gate in running.gates.items() if j in running.off)
             running.stacks = FeatureStack(len(self.places) - len(running.off)), FeatureStack(off)
@@ -180,11 +195,11 @@ class CrossLayerNetwork(nn.Module):
             if isinstance(tensor, Tensor) and tensor.dim() >= 4:
                 running.sizes[""] = (tensor.shape[-2], tensor.shape[-1])
                 break
-        self._pass = running
+        self._current.running = running
         try:
             output = self.backbone(*inputs, **kwargs)
         finally:
-            self._pass = None
+            self._current.running = None
             for stack in running.stacks:
                 stack.close()
         if running.with_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
@@ -199,18 +214,21 @@ class CrossLayerNetwork(nn.Module):
 
     def _running(self) -> _Pass | None:
         """Return the pass that a hook is called in: forward, or the backward pass that runs it again."""
-        if self._pass is not None or torch.compiler.is_compiling():
-            return self._pass
+        if self._current.running is not None or torch.compiler.is_compiling():
+            return self._current.running
         return self._in_backward() if torch._C._current_graph_task_id() != -1 else None
 
     def _measure(self, source: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._pass is not None:
-            self._pass.sizes[source] = (output.shape[2], output.shape[3])
+        if self._current.running is not None:
+            self._current.running.sizes[source] = (output.shape[2], output.shape[3])
 
     def _insert(self, name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
         running = self._running()
-        gate = True if running is None else running.gates.get(int(name), True)
-        if running is None or gate is False:
+        return None if running is None else running.network._insert_in(running, name, output)
+
+    def _insert_in(self, running: _Pass, name: str, output: Any) -> Any:
+        gate = running.gates.get(int(name), True)
+        if gate is False:
             return None
         leaves, structure = ([output], None) if isinstance(output, Tensor) else tree_flatten(output)
         place = self.places[int(name)]
@@ -247,7 +265,7 @@ class CrossLayerNetwork(nn.Module):
 
     def _seen(self, name: str, running: _Pass, query: Tensor) -> dict[str, Tensor]:
         """Return the features of the inserted positions up to this one, and keep this one's."""
-        if self._pass is None:  # run again in the backward pass: those after it are there already
+        if self._current.running is None:  # run again in the backward pass: those after it are there already
             if not running.features[name].requires_grad:
                 raise _no_gradients(self.places[int(name)].path)
             before = list(running.features)[: list(running.features).index(name)]
@@ -263,7 +281,7 @@ class CrossLayerNetwork(nn.Module):
         if isinstance(self.attention[name], ACLA):
             stack = running.stacks[int(name) in running.off] if running.stacks else None
             running.features[name] = share_gradient(query, stack)
-        return dict(running.features)
+        return {l: x for l, x in running.features.items() if int(l) <= int(name)}
 
     def _as_map(self, place: Place, x: Any, running: _Pass) -> Tensor:
         """Return what was found at a place as a (B, C, H, W) map."""
@@ -287,7 +305,7 @@ class CrossLayerNetwork(nn.Module):
         return to_map(x, place.layout, size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pass": None, "_in_backward": _no_pass}
+        return {**self.__dict__, "_in_backward": _no_pass}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CrossLayerNetwork:
         memo.update(_computed_tensors(self.backbone))
@@ -344,13 +362,17 @@ def backbone_only() -> Iterator[None]:
 
 
 def copy_backbone(backbone: nn.Module) -> nn.Module:
-    """Return a deep copy of a backbone without the hooks of the network that it belongs to."""
-    before = []
-    for module in backbone.modules():
+    """Return a deep copy of a backbone without the hooks of the network that it belongs to.
+
+    Those of networks that are part of it stay.
+    """
+    before, own = [], set(backbone.modules())
+    for module in own:
         hooks = module._forward_hooks
         before.append((hooks, list(hooks.items())))
         for key, hook in before[-1][1]:
-            if isinstance(getattr(getattr(hook, "func", None), "__self__", None), CrossLayerNetwork):
+            owner = getattr(getattr(hook, "func", None), "__self__", None)
+            if isinstance(owner, CrossLayerNetwork) and owner not in own:
                 del hooks[key]
     try:
         return copy.deepcopy(backbone, _computed_tensors(backbone))

@@ -6,6 +6,7 @@ import copy
 import functools
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import random_weights
@@ -146,8 +147,42 @@ def test_nothing_is_kept_after_a_pass_even_a_failed_one():
     network(image(), gates={1: torch.ones(())}, key_gates=torch.ones(2))
     with pytest.raises(RuntimeError):
         network(torch.rand(1, 5, 8, 8))
-    assert network._pass is None
+    assert network._current.running is None
     assert network._in_backward() is None
+
+
+def test_threads_may_share_a_network():
+    network = chain_network()
+    images = [image(8 + i, 12, seed=i) for i in range(8)]
+
+    @torch.no_grad()
+    def run(i):
+        return network(images[i % 8])
+
+    expected = [run(i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for i, found in enumerate(pool.map(run, range(200))):
+            assert torch.equal(found, expected[i % 8])
+
+
+def test_positions_run_in_another_order_refer_to_those_before_them_alone():
+    class Reversible(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
+
+        def forward(self, x, backwards=False):
+            for layer in reversed(self.body) if backwards else self.body:
+                x = layer(x)
+            return x
+
+    paths = {1: "body.0", 2: "body.1"}
+    network = CrossLayerNetwork.dense(Reversible(), paths, "cla", num_keys=2, input_shape=(3, 8, 8))
+    first, second = randomize(network).backbone.body
+    x2 = second(image())
+    x1 = first(x2 + network.attention["2"](x2, {"2": x2}))
+    z1 = x1 + network.attention["1"](x1, {"1": x1})
+    torch.testing.assert_close(network(image(), backwards=True), z1)
 
 
 def test_gradient_of_the_gates_is_that_of_finite_differences():
@@ -334,6 +369,39 @@ def test_a_copy_is_equal_and_independent(make_copy):
         for parameter in network.parameters():
             parameter.zero_()
     assert torch.equal(copied(image()), changed)
+
+
+def replica(module):
+    """What nn.DataParallel runs: shallow copies of all modules, put together as the modules are."""
+    copied = module._replicate_for_data_parallel()
+    for name, child in module.named_children():
+        setattr(copied, name, replica(child))
+    for name, parameter in module._parameters.items():
+        setattr(copied, name, parameter)
+    return copied
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, replica])
+def test_a_shallow_copy_runs_its_attention(make_copy):
+    network = chain_network()
+    expected = network(image())
+    copied = make_copy(network)
+    assert torch.equal(copied(image()), expected)
+    for module in copied.attention.values():
+        module.out.weight = nn.Parameter(module.out.weight + 1)
+    changed = copied(image())
+    assert not torch.allclose(changed, expected, atol=1e-3)
+    assert torch.equal(network(image()), changed if make_copy is copy.copy else expected)
+
+
+def test_a_network_with_attention_may_be_the_backbone_of_another():
+    inner = chain_network()
+    paths = {1: "backbone.0", 2: "backbone.1"}
+    outer = CrossLayerNetwork.dense(inner, paths, "cla", num_keys=2, input_shape=(3, 8, 8))
+    randomize(outer)
+    assert torch.equal(outer(image(), gates={1: False, 2: False}), inner(image()))
+    assert torch.equal(outer.select([], 2)(image()), inner(image()))
+    assert torch.equal(outer.select([1, 2], 2)(image()), outer(image()))
 
 
 def test_copy_backbone_leaves_no_hooks_of_a_network_and_keeps_the_users_own():
