@@ -99,6 +99,9 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
         AclaError: the file cannot be read, a weight is missing, or has another shape.
     """
     state = read_weights(weights)
+    for wrapper in ("module.", "_orig_mod."):  # of DistributedDataParallel, and of torch.compile
+        if all(name.startswith(wrapper) for name in state):
+            state = {name.removeprefix(wrapper): weight for name, weight in state.items()}
     try:
         _load_state(network, state)
     except AclaError as error:
@@ -170,9 +173,18 @@ def save_weights(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    tensors: dict[str, Tensor] = {}
+    stored = set()
+    for name, weight in weights.items():
+        tensor = weight.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = (
+            tensor.clone() if place in stored else tensor
+        )  # tied weights: a file has each by itself
+        stored.add(place)
     with replacing(path) as partial:
         try:
-            save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, partial, metadata)
+            save_file(tensors, partial, metadata)
         except SafetensorError as error:  # its name for what the system reports
             raise OSError(str(error)) from error
     return Path(path)

@@ -170,11 +170,7 @@ class _Search:
         self.strategy, self.space, self.scorer = strategy, space, scorer
         self.folder, self.show = folder, show
         self.cost = SpaceCost(space, strategy.cost)
-        if strategy.cost_weight and not self.cost.smallest > 0:
-            raise AclaError(
-                f"cost_weight is {strategy.cost_weight}, but {type(strategy.cost).__name__} has a module "
-                "that costs nothing, whose logarithm cannot be weighed: set cost_weight to 0, or another cost"
-            )
+        self.cost.check_weight(strategy.cost_weight)
         self.decisions = Decisions(space, limit)
         storage = open_storage(strategy.storage, folder)
         shared = strategy.storage is not None

@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     # NNI 3.0 lists torch.nn and warns of every class there that it does not know.
     warnings.simplefilter("ignore")
     import nni
+    import nni.nas.strategy  # before its other parts, after which it has classes that fail
     from nni.mutable import label_scope
     from nni.nas.evaluator.pytorch import DataLoader, Lightning, LightningModule, Trainer
     from nni.nas.execution import SequentialExecutionEngine

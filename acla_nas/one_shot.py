@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from acla_nas.cost import CostModel
 from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.data import PatchDataset
 from acla_nas.errors import AclaError
+from acla_nas.gates import InsertGate, KeyGate
 from acla_nas.nni_nas import (
     Lightning,
     OneShotStrategy,
@@ -24,7 +26,7 @@ from acla_nas.nni_nas import (
     SequentialExecutionEngine,
 )
 from acla_nas.space import CrossLayerSpace
-from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
+from acla_nas.training.checkpoint import Checkpoint, forget, resume_from, seed_epochs
 from acla_nas.training.epoch_report import EpochReport
 from acla_nas.training.evaluator import epoch_history
 from acla_nas.training.faults import told_in_one_line
@@ -39,12 +41,14 @@ class UnderCost:
     """
 
     cost: CostModel
+    cost_weight: float = 0.0
     max_epochs: int
     space_cost: SpaceCost
 
     def mutate_model(self, model: Any) -> Any:
         """Work out what the space's modules cost, and make it the supernet."""
         self.space_cost = SpaceCost(model, self.cost)
+        self.space_cost.check_weight(self.cost_weight)
         return super().mutate_model(model)  # type: ignore[misc]
 
     def mutate_evaluator(self, evaluator: Lightning) -> Lightning:
@@ -59,8 +63,8 @@ class UnderCost:
 
 def check_alternation(epochs: tuple[int, int], cost_weight: float, alpha_learning_rate: float) -> None:
     """Raise AclaError where weights and alphas cannot be trained in turn with these arguments."""
-    if len(epochs) != 2 or epochs[0] < 0 or epochs[1] < 1:
-        raise AclaError(f"epochs must be (stage 1 >= 0, stage 2 >= 1), not {tuple(epochs)}")
+    if not isinstance(epochs, Sequence) or len(epochs) != 2 or epochs[0] < 0 or epochs[1] < 1:
+        raise AclaError(f"epochs must be (stage 1 >= 0, stage 2 >= 1), not {epochs}")
     if not (cost_weight >= 0 and math.isfinite(cost_weight)):
         raise AclaError(f"cost_weight must be 0 or more, not {cost_weight}: it is lambda of Eq. 14")
     if not alpha_learning_rate > 0:
@@ -92,8 +96,13 @@ def run_one_shot(
     from it; at the end it is removed, unless it is to be kept. Of an evaluator's several processes the main
     one derives the architecture, and all return it.
     """
+    if not all(isinstance(gate, (InsertGate, KeyGate)) for gate in (*space.insert_gates, space.key_gate)):
+        raise AclaError(
+            "this space has been searched, and its gates are those of that strategy: make a new one; "
+            "new.network.load_state_dict(old.network.state_dict()) gives it the weights"
+        )
     callbacks = evaluator.trainer.callbacks
-    callbacks.insert(0, SeededEpochs(getattr(strategy, "seed", 0)))
+    seed_epochs(evaluator.trainer, getattr(strategy, "seed", 0))
     callbacks.insert(1, _GateLog(space, strategy))
     patches = getattr(evaluator.train_dataloaders, "dataset", None)
     if isinstance(patches, PatchDataset):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ class CrossLayerSpace(ModelSpace):
     ) -> None:
         super().__init__()
         module = backbone if isinstance(backbone, nn.Module) else backbone()
-        choices = None if num_keys is None else [num_keys] if isinstance(num_keys, int) else list(num_keys)
+        choices = None if num_keys is None else np.atleast_1d(num_keys).tolist()
         if choices is not None and (min(choices, default=0) < 1 or len(set(choices)) < len(choices)):
             raise AclaError(
                 f"num_keys must be at least 1, or several different such to choose from, not {num_keys}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from acla_nas import cost as costs
 from acla_nas.cost import CostModel
-from acla_nas.nni_nas import ExpectationProfilerPenalty, nni_one_shot
+from acla_nas.nni_nas import ExpectationProfilerPenalty, LightningModule, nni_one_shot
 from acla_nas.one_shot import UnderCost, check_alternation
 
 
@@ -43,14 +44,33 @@ class Differentiable(UnderCost):
             penalty=_LogCost(cost_weight),
         )
         self.max_epochs = sum(epochs)
+        self.cost_weight = cost_weight
         self.cost = costs.get(cost) if isinstance(cost, str) else cost
         self.seed = seed
 
     def mutate_model(self, model: Any) -> Any:
         """Make the space the supernet, whose gates the penalty is of."""
-        model = super().mutate_model(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # of the alphas' first values
+            model = super().mutate_model(model)
         self.penalty.log_cost = lambda: self.log_cost(model)  # type: ignore[attr-defined]
         return model
+
+    def configure_oneshot_module(self, training_module: LightningModule) -> Any:
+        """Return NNI's, with alphas in the order of the gates.
+
+        In NNI's own order, which no two processes share, a search that goes on would give one alpha the state
+        that Adam keeps of another.
+        """
+        module: Any = super().configure_oneshot_module(training_module)  # type: ignore[misc]
+        module.arch_parameters = functools.partial(_alphas_in_order, module)
+        return module
+
+
+def _alphas_in_order(module: Any) -> list[nn.Parameter]:
+    return list(
+        dict.fromkeys(alpha for gate in module.supernet_modules() for alpha in gate.arch_parameters())
+    )
 
 
 class DARTS(Differentiable, nni_one_shot.DARTS):

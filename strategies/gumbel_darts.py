@@ -13,8 +13,9 @@ class GumbelDARTS(Differentiable, nni_one_shot.GumbelDARTS):
     """As DARTS, with weights that are drawn anew at every step (Xie et al. 2019, SNAS), as NNI has it.
 
     Args:
+        epochs: of the weights alone, then of weights and alphas in turn.
         temperature: of the Gumbel-softmax at the start and at the end.
-        options: those of :class:`acla_nas.strategies.darts.Differentiable`.
+        options: the other ones of :class:`acla_nas.strategies.darts.Differentiable`.
 
     Raises:
         AclaError: an argument out of range, or an unknown cost model.
@@ -24,8 +25,14 @@ class GumbelDARTS(Differentiable, nni_one_shot.GumbelDARTS):
         3
     """
 
-    def __init__(self, *, temperature: tuple[float, float] = (1.0, 0.33), **options: Any) -> None:
+    def __init__(
+        self,
+        epochs: tuple[int, int] = (20, 40),
+        *,
+        temperature: tuple[float, float] = (1.0, 0.33),
+        **options: Any,
+    ) -> None:
         if len(temperature) != 2 or not temperature[0] >= temperature[1] > 0:
             raise AclaError(f"temperature must be (start, end), start >= end > 0, not {tuple(temperature)}")
-        super().__init__(**options)
+        super().__init__(epochs, **options)
         self.temperature = (float(temperature[0]), float(temperature[1]))

@@ -29,8 +29,8 @@ class RandomOneShot(UnderCost, nni_one_shot.RandomOneShot):
     """
 
     def __init__(self, epochs: int = 60, cost: str | CostModel = "macs", seed: int = 0) -> None:
-        if epochs < 1:
-            raise AclaError(f"epochs must be at least 1, not {epochs}")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise AclaError(f"epochs must be a number, at least 1, not {epochs}")
         super().__init__()
         self.max_epochs, self.seed = epochs, seed
         self.cost = costs.get(cost) if isinstance(cost, str) else cost

@@ -57,7 +57,7 @@ def make_evaluator(seed: int, steps: int = 25) -> Lightning:
         x = torch.randn(2 * steps, CHANNELS, SIZE, SIZE, generator=generator)
         target = torch.zeros_like(x)
         target[..., :-1] = x[..., 1:]
-        return DataLoader(TensorDataset(x, target), batch_size=2)
+        return DataLoader(TensorDataset(x, target), batch_size=2, generator=torch.Generator())
 
     trainer = Trainer(
         max_epochs=1,

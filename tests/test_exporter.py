@@ -16,7 +16,7 @@ from torch import nn
 import acla_nas
 from acla_nas import CrossLayerSpace, export, search_spaces
 from acla_nas.errors import AclaError
-from acla_nas.exporter import load_weights
+from acla_nas.exporter import load_weights, save_model
 from acla_nas.network import CrossLayerNetwork
 
 SAMPLE = {"insert/1": True, "insert/2": False, "insert/3": True, "keys": 4}
@@ -193,6 +193,29 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was():
     with pytest.raises(AclaError):
         load_weights(network, weights)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_network(wrapper):
+    space = randomize(make_space())
+    arch = space.arch({"insert/1": True, "insert/2": False, "insert/3": True, "keys": 4})
+    model = export(arch, weights=space.state_dict())
+    weights = {wrapper + name: weight for name, weight in model.state_dict().items()}
+    assert torch.equal(export(arch, weights=weights)(image()), model(image()))
+
+
+def test_tied_weights_are_saved(tmp_path):
+    def tied():
+        backbone = make_backbone(channels=3)
+        backbone[1].weight = backbone[2].weight
+        return backbone
+
+    space = randomize(CrossLayerSpace(tied, ["0", "1"], num_keys=2))
+    arch = space.arch({"insert/1": True, "insert/2": True, "keys": 2})
+    model = export(arch, backbone=tied, weights=space.state_dict())
+    folder = save_model(arch, model.state_dict(), tmp_path)
+    again = export(folder / "arch.json", backbone=tied, weights=folder / "weights.safetensors")
+    assert torch.equal(again(image()), model(image()))
 
 
 def test_weights_files_that_cannot_be_read(tmp_path):

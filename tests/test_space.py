@@ -239,6 +239,7 @@ def test_the_users_backbone_still_computes_what_it_did():
         ({"num_keys": 0}, r"num_keys must be at least 1, .* not 0"),
         ({"num_keys": [0, 8]}, r"num_keys must be at least 1, .* not \[0, 8\]"),
         ({"attention": "nothing"}, "unknown attention 'nothing'"),
+        ({"attention": acla_nas.attention.ACLA}, "attention is chosen by its name, not <class .*ACLA"),
         ({"softmax": "both"}, "softmax"),
     ],
 )

@@ -77,12 +77,14 @@ def get(name: str, *, imports: bool = True) -> Callable[..., Attention]:
             known only if it was asked for before.
 
     Raises:
-        AclaError: unknown name, or its module cannot be imported or has no such attention.
+        AclaError: no name, an unknown one, or its module cannot be imported or has no such attention.
 
     Example:
         >>> get("nl").__name__
         'NonLocal'
     """
+    if not isinstance(name, str):
+        raise AclaError(f"attention is chosen by its name, not {name!r}: give one of your own by register()")
     makes = [REGISTRY.get(part) if imports else REGISTRY.known(part) for part in name.split("+")]
     return makes[0] if len(makes) == 1 else combine(makes)
 

@@ -24,6 +24,7 @@ class SpaceCost:
 
     Attributes:
         unit: such as "MACs".
+        model: the name of the cost model's class.
         tables: a :class:`acla_nas.cost.CostTable` for each number of keys to choose from.
         smallest: the cost of the cheapest single module, with the first number of keys.
 
@@ -39,7 +40,7 @@ class SpaceCost:
     """
 
     def __init__(self, space: CrossLayerSpace, model: CostModel) -> None:
-        self.unit = model.unit
+        self.unit, self.model = model.unit, type(model).__name__
         self.num_keys: tuple[int, ...] = tuple(space.key_gate.num_keys)
         self.positions = space.network.positions
         networks = {
@@ -71,6 +72,14 @@ class SpaceCost:
             of_keys: the probability of each number of keys.
         """
         return sum((p * table(inserted) for p, table in zip(of_keys, self.tables)), torch.zeros(()))
+
+    def check_weight(self, weight: float) -> None:
+        """Raise AclaError where the logarithm of this cost cannot be weighed, as it may be that of 0."""
+        if weight and not self.smallest > 0:
+            raise AclaError(
+                f"cost_weight is {weight}, but {self.model} has a module that costs nothing, whose logarithm "
+                "cannot be weighed: set cost_weight to 0, or another cost"
+            )
 
     def log(self, cost: Tensor) -> Tensor:
         """Return log(cost + cheapest module), finite with nothing inserted (Eq. 14)."""

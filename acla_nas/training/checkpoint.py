@@ -39,6 +39,20 @@ class SeededEpochs(pl.Callback):
         torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) % 2**63)
 
 
+def seed_epochs(trainer: pl.Trainer, seed: int) -> None:
+    """Let a trainer set the random state in its epochs.
+
+    Raises:
+        AclaError: it does so already, for what it has trained before: it would take up that training's end.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, SeededEpochs) for callback in callbacks):
+        raise AclaError(
+            "this evaluator has been used: make one for each search and training, by make_evaluator"
+        )
+    callbacks.insert(0, SeededEpochs(seed))
+
+
 class Checkpoint(pl.callbacks.Checkpoint):
     """Writes the whole state of a training after every epoch into one file, and keeps the one before.
 

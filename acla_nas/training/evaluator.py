@@ -178,14 +178,22 @@ def epoch_history(evaluator: Lightning) -> list[dict[str, Any]]:
 
 
 class _NextPatches(pl.Callback):
-    """Tells the data sets which epoch it is."""
+    """Tells the data sets which epoch it is: of a training that goes on before its workers begin to load."""
 
     def __init__(self, data: Sequence[PatchDataset]) -> None:
         self.data = data
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._set_epoch(checkpoint["epoch"] + 1)  # at whose end it was written
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._set_epoch(trainer.current_epoch)
+
+    def _set_epoch(self, epoch: int) -> None:
         for patches in self.data:
-            patches.set_epoch(trainer.current_epoch)
+            patches.set_epoch(epoch)
 
 
 def _logger(run_dir: Path | None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from acla_nas.nni_nas import Lightning
-from acla_nas.training.checkpoint import Checkpoint, SeededEpochs, forget, resume_from
+from acla_nas.training.checkpoint import Checkpoint, forget, resume_from, seed_epochs
 from acla_nas.training.evaluator import epoch_history
 from acla_nas.training.faults import told_in_one_line
 from acla_nas.training.processes import share_buffers
@@ -29,7 +29,7 @@ def train(
 
     Args:
         network: to train.
-        evaluator: data and recipe.
+        evaluator: data and recipe; for one training.
         checkpoint: a file that is written after every epoch; where it is there already, the training goes
             on from it; so it does from the one before, kept beside it, where the file is damaged.
         keep_checkpoint: leave it there at the end, until what was trained is safe; then call
@@ -38,12 +38,14 @@ def train(
 
     Returns:
         One dict per epoch: epoch, train_loss, val_psnr (dB), seconds.
+
+    Raises:
+        AclaError: an evaluator that has been used.
     """
-    callbacks = evaluator.trainer.callbacks
-    callbacks.insert(0, SeededEpochs(seed))
+    seed_epochs(evaluator.trainer, seed)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
-        callbacks.append(Checkpoint(path))
+        evaluator.trainer.callbacks.append(Checkpoint(path))
     resume = {} if path is None else resume_from(path)
     evaluator.module.set_model(network)
     with told_in_one_line(evaluator.trainer):

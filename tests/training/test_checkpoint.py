@@ -32,7 +32,7 @@ class Stop(pl.Callback):
 
 
 def trained(
-    checkpoint: Path, images: Path, stop: int | None = None, **options: Any
+    checkpoint: Path, images: Path, stop: int | None = None, *, workers: int = 0, **options: Any
 ) -> tuple[nn.Module, list[dict]]:
     """Train a module whose key gates are noisy, from the same weights each time."""
     pl.seed_everything(0, verbose=False)
@@ -47,6 +47,7 @@ def trained(
         batch_size=2,
         patch_size=8,
         device="cpu",
+        workers=workers,
         progress=False,
     )
     if stop is not None:
@@ -54,14 +55,14 @@ def trained(
     return network, train(network, evaluator, checkpoint=checkpoint, seed=3, **options)
 
 
-@pytest.mark.parametrize("stop", [0, 1, 2])
-def test_resumed_is_uninterrupted(stop: int, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "workers"), [(0, 0), (1, 0), (2, 0), (2, 1)])
+def test_resumed_is_uninterrupted(stop: int, workers: int, images: Path, tmp_path: Path) -> None:
     expected, history = trained(tmp_path / "whole.ckpt", images)
     checkpoint = tmp_path / "training.ckpt"
     with pytest.raises(RuntimeError, match="stopped"):
-        trained(checkpoint, images, stop)
+        trained(checkpoint, images, stop, workers=workers)
     assert checkpoint.exists() == (stop > 0)
-    network, resumed = trained(checkpoint, images)
+    network, resumed = trained(checkpoint, images, workers=workers)
     for name, weight in expected.state_dict().items():
         assert torch.equal(network.state_dict()[name], weight), name
     without_time = [
@@ -197,3 +198,12 @@ def test_a_finished_training_is_not_repeated_where_its_checkpoint_is_kept(
 def test_nothing_is_left_at_the_end(images: Path, tmp_path: Path) -> None:
     trained(tmp_path / "training.ckpt", images)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluator_is_for_one_training(images: Path, tmp_path: Path) -> None:
+    options = {"epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "patch_size": 8, "progress": False}
+    evaluator = make_evaluator(SuperResolution(2), train=str(images), validation=str(images), **options)
+    network = acla_nas.search_spaces.edsr(num_blocks=1, num_channels=4).network
+    train(network, evaluator)
+    with pytest.raises(AclaError, match="this evaluator has been used: make one for each"):
+        train(network, evaluator)
