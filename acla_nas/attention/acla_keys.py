@@ -17,7 +17,7 @@ from acla_nas.ops.windows import room_of
 
 WINDOW = 3  # pixels of a window for each of its keys, at most: to read four around each is slower (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
-_LOWEST, _HIGHEST = -80.0, 20.0  # exponents are cut off here; only what is gated off could have a higher one
+_LOWEST, _HIGHEST = -80.0, 10.0  # exponents are cut off here; only what is gated off could have a higher one
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 
 

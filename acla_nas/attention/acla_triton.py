@@ -27,7 +27,7 @@ _WIDE: tl.constexpr = tl.constexpr(16)
 _BEFORE: tl.constexpr = tl.constexpr(4)  # pixels of a window to the left of its tile, and above it
 _OUTSIDE: tl.constexpr = tl.constexpr(65536.0)  # pixels: beyond every image from everywhere in it
 _NOWHERE: tl.constexpr = tl.constexpr(-2.0)  # pixels: a place that no pixel of a window has part in
-_HIGHEST: tl.constexpr = tl.constexpr(20.0)  # of exponents; only what is gated off could have a higher one
+_HIGHEST: tl.constexpr = tl.constexpr(10.0)  # of exponents; only what is gated off could have a higher one
 
 
 @triton.jit

@@ -85,6 +85,17 @@ def test_keys_close_together_and_far_off(spread, monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-7)
 
 
+def test_gates_of_references_with_far_larger_logits_have_gradients_of_the_general_forms_size(monkeypatch):
+    """Both cut off exponents; the general form beside the largest logit, the fused one beside their sum."""
+    torch.manual_seed(0)
+    module, features = make({"adaptive": False})
+    with torch.no_grad():
+        module.references["1"].logit.weight.mul_(100)
+    _, [expected, *_] = results(module, features, False, monkeypatch)
+    _, [actual, *_] = results(module, features, True, monkeypatch)
+    assert 0.05 < actual / expected < 20 and actual.abs() > 100
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 5])
 def test_how_work_is_shared_changes_nothing(tasks, monkeypatch):
     torch.manual_seed(0)
