@@ -211,25 +211,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise AclaError(
             f"config {path} is a {type(content).__name__}, not a mapping: write keys such as seed: 0"
         )
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise AclaError(f"override {override!r} must be KEY=VALUE, such as data.train=DIR")
-        try:
-            chosen = yaml.safe_load(value)
-            if key == "strategy.name" and _strategy_name(content) != chosen:
-                content["strategy"] = {}  # the file's options are of another strategy
-            set_key(content, key, chosen)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            if isinstance(error, AclaError):
-                raise
-            raise AclaError(f"the value of override {override!r} is not YAML; put it in quotes") from None
+    values = list(map(_parse_override, overrides))
+    for section in ("task", "strategy"):
+        of_file = content.get(section)
+        name = dict(values).get(f"{section}.name")
+        if name is not None and isinstance(of_file, dict) and of_file.get("name") != name:
+            content[section] = {}  # the file's options are of another one
+    for key, value in values:
+        set_key(content, key, value)
     return parse_config(content, str(path))
 
 
-def _strategy_name(content: dict[str, Any]) -> Any:
-    section = content.get("strategy")
-    return section.get("name") if isinstance(section, dict) else None
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise AclaError(f"override {override!r} must be KEY=VALUE, such as data.train=DIR")
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise AclaError(f"the value of override {override!r} is not YAML; put it in quotes") from None
 
 
 def set_key(content: dict[str, Any], key: str, value: Any) -> None:

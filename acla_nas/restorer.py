@@ -265,7 +265,7 @@ def plan(source: str | Path, target: str | Path, *, existing: str = "fail") -> l
     elif not source.exists():
         raise AclaError(f"there is no image or folder {source}")
     else:
-        into_folder = target.is_dir() or target.suffix.lower() not in SUFFIXES
+        into_folder = target.is_dir() or not target.suffix
         pairs = [(source, target / f"{source.stem}.png" if into_folder else target)]
     names: dict[Path, Path] = {}
     for path, to in pairs:

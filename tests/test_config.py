@@ -61,7 +61,15 @@ def test_another_strategy_leaves_the_options_of_the_files_out(tmp_path: Path) ->
     path = tmp_path / "c.yml"
     path.write_text("strategy: {name: two_stage, cost_weight: 0.3}\n")
     assert load_config(path, ["strategy.name=tpe", "strategy.trials=3"]).strategy.options == {"trials": 3}
+    assert load_config(path, ["strategy.trials=3", "strategy.name=tpe"]).strategy.options == {"trials": 3}
     assert load_config(path, ["strategy.name=two_stage"]).strategy.options == {"cost_weight": 0.3}
+
+
+def test_another_task_leaves_the_options_of_the_files_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text("task: {name: super_resolution, scale: 3}\n")
+    assert load_config(path, ["task.sigma=30", "task.name=denoising"]).task.options == {"sigma": 30}
+    assert load_config(path, ["task.name=super_resolution"]).task.options == {"scale": 3}
 
 
 def test_later_overrides_win_and_values_may_hold_equals_signs(small: Path) -> None:

@@ -110,7 +110,10 @@ def test_a_network_that_sees_the_whole_image_is_blended(tmp_path):
 def test_models_that_are_none(tmp_path):
     with pytest.raises(AclaError, match=r"has no arch\.json; give the run folder"):
         Restorer(tmp_path)
-    with pytest.raises(AclaError, match="its suffix is none of"):
+    with pytest.raises(AclaError, match="there is no such file or run folder"):
+        Restorer(tmp_path / "absent")
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(AclaError, match="it is no file with one of the suffixes"):
         Restorer(tmp_path / "model.pth")
 
 
@@ -247,6 +250,9 @@ def test_targets_that_cannot_be(run_folder, tmp_path):
         restore(run_folder, tmp_path / "absent.png", tmp_path / "out.png")
     with pytest.raises(AclaError, match="have no transparency; use"):
         restore(run_folder, source / "a.png", tmp_path / "out.jpg")
+    with pytest.raises(AclaError, match=r"unknown suffix '\.gif'; use one of"):
+        restore(run_folder, source / "a.png", tmp_path / "out.gif")
+    assert not (tmp_path / "out.gif").exists()
     assert restore(run_folder, source / "a.png", tmp_path / "made")[0] == tmp_path / "made" / "a.png"
 
 

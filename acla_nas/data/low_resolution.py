@@ -41,6 +41,13 @@ def write_low_resolution(
         raise AclaError(f"scale must be 2 or more, not {scale}")
     suffix = f"x{scale}" if suffix is None else suffix
     pairs = [(path, Path(target, f"{path.stem}{suffix}.png")) for path in list_images(folder, "train")]
+    if Path(suffix).name != suffix and suffix:
+        raise AclaError(f"suffix {suffix!r} is no part of a file's name: leave out what separates folders")
+    names: dict[Path, Path] = {}
+    for path, to in pairs:
+        if to in names:
+            raise AclaError(f"{names[to]} and {path} would both be written to {to}: rename one of them")
+        names[to] = path
     there = [to for _, to in pairs if to.exists()]
     if there and existing == "fail":
         raise AclaError(

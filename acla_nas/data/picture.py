@@ -56,11 +56,13 @@ def load_picture(path: str | Path) -> Picture:
         with Image.open(path) as file:
             if getattr(file, "n_frames", 1) > 1:
                 raise ValueError(f"it holds {file.n_frames} images, give them one by one")
+            # Looking for EXIF may read the whole of a PNG file, after which its coding is no longer told.
+            coding = " ".join(str(tile[3]) for tile in getattr(file, "tile", ()))
             exif = file.getexif()
             orientation = exif.pop(_ORIENTATION, 1)
             for tag in _SIZES:
                 exif.get_ifd(_EXIF_IFD).pop(tag, None)
-            layers = _layers(file, Path(path))
+            layers = _layers(file, Path(path), coding)
             layers = np.ascontiguousarray(_upright(layers, orientation))
             pixels, alpha = (
                 (layers[..., :-1], layers[..., -1]) if layers.shape[2] in (2, 4) else (layers, None)
@@ -77,9 +79,8 @@ def load_picture(path: str | Path) -> Picture:
         ) from error
 
 
-def _layers(file: Image.Image, path: Path) -> np.ndarray:
+def _layers(file: Image.Image, path: Path, coding: str) -> np.ndarray:
     """Return (H, W, C), C being 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
-    coding = " ".join(str(tile[3]) for tile in getattr(file, "tile", ()))
     if file.mode.startswith(("I", "F")):
         grey = np.asarray(file)
         if not np.issubdtype(grey.dtype, np.integer) or grey.min() < 0 or grey.max() > 65535:

@@ -155,10 +155,10 @@ def load(path: str | Path, *, backbone: Backbone | None = None) -> tuple[nn.Modu
     """
     path = Path(path)
     readers = {Path(file).suffix: module for file, module in FORMATS.values()}
-    if path.suffix not in readers:
-        raise AclaError(f"cannot load {path}: its suffix is none of {', '.join(readers)}")
-    if not path.is_file():
-        raise AclaError(f"cannot load {path}: no such file")
+    if not path.exists():
+        raise AclaError(f"cannot load {path}: there is no such file or run folder")
+    if path.suffix not in readers or not path.is_file():
+        raise AclaError(f"cannot load {path}: it is no file with one of the suffixes {', '.join(readers)}")
     return readers[path.suffix].read(path, backbone)
 
 

@@ -134,8 +134,16 @@ def read(path: Path, backbone: Backbone | None = None) -> tuple[nn.Module, Descr
         raise AclaError(f"cannot read {path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look it up there
-    spec.loader.exec_module(module)
-    return module.load(), Descriptor.parse(json.dumps(module.DESCRIPTOR), path)
+    try:
+        spec.loader.exec_module(module)
+        network, descriptor = module.load(), json.dumps(module.DESCRIPTOR)
+    except (Exception, SystemExit) as error:  # whatever a file's code raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise AclaError(
+            f"cannot run {path} ({type(error).__name__}: {reason}): give a file that acla-nas export wrote, "
+            "with its .pth file beside it"
+        ) from error
+    return network, Descriptor.parse(descriptor, path)
 
 
 def _as_python(descriptor: Descriptor) -> str:

@@ -104,7 +104,8 @@ def _draw(
 ) -> None:
     height, width = image.shape[:2]
     grey = image.ndim == 2 or image.shape[2] == 1
-    panel.imshow(to_uint8(image).squeeze(), cmap="gray" if grey else None, vmin=0, vmax=255)
+    pixels = to_uint8(image).reshape(height, width, -1)
+    panel.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=255)
     panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     weights = keys.weights[keys.drawn].clip(scale.vmin, scale.vmax)
     order = weights.argsort()  # the heaviest on top

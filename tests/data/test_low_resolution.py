@@ -52,3 +52,10 @@ def test_what_cannot_be(hr, tmp_path):
         list(write_low_resolution(hr, tmp_path / "lr", 1))
     with pytest.raises(AclaError, match="smaller than the scale, 14"):
         list(write_low_resolution(hr, tmp_path / "lr", 14))
+    for suffix in ("/../x", "a/b"):
+        with pytest.raises(AclaError, match="is no part of a file's name"):
+            list(write_low_resolution(hr, tmp_path / "none", 2, suffix=suffix))
+    save_image(load_image(hr / "0.png"), hr / "0.bmp")
+    with pytest.raises(AclaError, match=r"would both be written to .*0x2\.png: rename one"):
+        list(write_low_resolution(hr, tmp_path / "none", 2))
+    assert not (tmp_path / "none").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
@@ -60,6 +61,15 @@ def test_deep_orientation(tmp_path):
     exif[0x0112] = 6
     save_picture(Picture(deep, exif=exif.tobytes()), tmp_path / "deep.png")
     assert (load_picture(tmp_path / "deep.png").pixels == np.rot90(deep, -1)).all()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_deep_colours_of_a_file_without_exif(channels, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (5, 7, channels), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[..., [2, 1, 0, 3][:channels]])
+    picture = load_picture(tmp_path / "deep.png")
+    assert (picture.pixels == deep[..., :3]).all()
+    assert picture.alpha is None if channels == 3 else (picture.alpha == deep[..., 3]).all()
 
 
 def test_palettes_and_bitmaps(tmp_path):

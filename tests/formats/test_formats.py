@@ -278,10 +278,15 @@ def test_unknown_formats_and_files(tmp_path):
     space = SPACES["edsr"]()
     with pytest.raises(AclaError, match="unknown format 'onxx'; did you mean 'onnx'"):
         formats.save(derived(space), tmp_path, space.arch(SAMPLE), formats=["onxx"])
-    with pytest.raises(AclaError, match="its suffix is none of"):
-        formats.load("model.pkl")
-    with pytest.raises(AclaError, match="no such file"):
+    with pytest.raises(AclaError, match="there is no such file or run folder"):
         formats.load(tmp_path / "model.pt2")
+    (tmp_path / "model.pkl").touch()
+    with pytest.raises(AclaError, match="it is no file with one of the suffixes"):
+        formats.load(tmp_path / "model.pkl")
+    for code in ("x = 1", "def load(:", "raise SystemExit", "open('absent.pth')"):
+        (tmp_path / "other.py").write_text(code)
+        with pytest.raises(AclaError, match=r"cannot run .*other\.py .*give a file that acla-nas export"):
+            formats.load(tmp_path / "other.py")
     for suffix in ("pt2", "ts", "onnx", "safetensors"):
         broken = tmp_path / f"broken.{suffix}"
         broken.write_bytes(b"nothing of the kind")

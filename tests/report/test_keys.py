@@ -212,6 +212,14 @@ def test_any_weights_are_drawn(tmp_path, weights):
     assert load_image(tmp_path / "a.png").std() > 0
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5, 1), (4, 1)])
+def test_draws_images_of_a_row_or_a_column(shape):
+    figure = plot_keys(
+        np.zeros(shape, dtype=np.uint8), (0, 0), {"a": [layer([[0.0, 0.0]], [1.0], size=(1, 1))]}
+    )
+    assert figure.axes[0].images[0].get_array().shape[:2] == shape[:2]
+
+
 def test_enlarges_keys_close_to_the_query():
     image = np.zeros((80, 80, 3), dtype=np.uint8)
     near = [layer([[40.0, 41.0], [43.0, 40.0]], [0.4, 0.6], size=(80, 80))]
