@@ -123,7 +123,7 @@ def evaluate(
                     scores = task.psnr(restored, hq), task.ssim(restored, hq)
                 rows.append(ImageScore(name, *scores))
             except AclaError as error:
-                raise AclaError(f"image {name}: {error}") from error
+                raise AclaError(f"image {dataset.paths[index]}: {error}") from error
             if save_dir is not None:
                 save_image(restored, Path(save_dir, f"{name}.png"))
     return Evaluation(tuple(rows), fmean(map(float, shares)) if shares else None)

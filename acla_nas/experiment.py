@@ -16,6 +16,7 @@ from torch import nn
 from acla_nas import attention as attentions
 from acla_nas import search_spaces, strategies, tasks
 from acla_nas.arch import Arch, shown_positions
+from acla_nas.budget import Budget
 from acla_nas.candidate import save_candidates
 from acla_nas.config import Config, Named, build, load_config
 from acla_nas.cost import LatencyCost
@@ -31,24 +32,20 @@ from acla_nas.memory_format import to_channels_last
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, tell_nni
+from acla_nas.run_folder import check_run_folder, checkpoint_of, is_begun
 from acla_nas.run_record import recorded, say
 from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
-from acla_nas.study_storage import FILE as TRIALS
 from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
-from acla_nas.training.checkpoint import forget, previous
+from acla_nas.training.checkpoint import forget
 from acla_nas.training.deterministic import deterministic
-from acla_nas.training.processes import from_main, is_main
+from acla_nas.training.processes import check_processes, from_main, is_main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Keys that may be others when an unfinished run goes on.
-_FREE: dict[str, Any] = {
-    **dict.fromkeys(("run", "device", "devices", "nodes", "models", "time_limit", "budget", "compare"), True),
-    **{section: {"nonfinite"} for section in ("search", "train")},
-}
+_SMALL = 64  # pixels; images with sides as long can be scored, whatever the task
 
 # Arguments of a space and of its attention modules that the one gives to the other.
 _INTERNAL = {"backbone", "positions", "channels", "num_references", "reference_channels"}
@@ -67,27 +64,21 @@ def run_search(config: Config) -> SearchResult:
     the main one writes and reports, and all return the same.
 
     Raises:
-        AclaError: the folder holds an unfinished search of another configuration, or a training, or another
-            run is writing into it; or a multi-trial strategy is given several processes.
+        AclaError: the folder holds a search of another configuration, or a training, or another run is
+            writing into it; or a multi-trial strategy is given several processes.
     """
     folder = Path(config.run)
     device = choose_device(config)
     seed_everything(config)
     task, space = make_task(config), make_space(config)
     strategy = make_strategy(config)
+    check_search(config, strategy)
     scorer: Any
     if isinstance(strategy, MultiTrial):
-        if config.devices * config.nodes > 1:
-            raise AclaError(
-                f"devices={config.devices} on nodes={config.nodes}, but strategy {config.strategy.name} has "
-                "no supernet to train: leave them at 1 and start the command several times with one "
-                "strategy.storage, see docs/scaling.md"
-            )
         scorer = _scorer(config, task, space)
     else:
         scorer = _evaluator(config, task, folder, config.search.model_dump())
-    checkpoint = folder / "search.ckpt"
-    with _begun(config, checkpoint):
+    with _begun(config, "search"):
         where = f"{device}{_processes(config)}"
         _say(f"searching {len(space.positions)} positions of {config.space.name} on {where}")
         result = search(
@@ -100,15 +91,33 @@ def run_search(config: Config) -> SearchResult:
             keep_checkpoint=True,
         )
         if is_main():
-            _write_search(config, task, space, result)
+            _write_search(config, task, space, result, scorer)
+        if result.is_complete:
+            forget(checkpoint_of(folder, "search"))
     return result
 
 
-def _write_search(config: Config, task: Task, space: CrossLayerSpace, result: SearchResult) -> None:
+def check_search(config: Config, strategy: Strategy) -> None:
+    """Raise AclaError for what would end a search at once, beside what its parts say when they are made."""
+    if config.budget is not None:
+        Budget.parse(config.budget)
+    if not isinstance(strategy, MultiTrial):
+        check_processes(config.devices, config.nodes, config.device, config.data.batch_size)
+    elif config.devices * config.nodes > 1:
+        raise AclaError(
+            f"devices={config.devices} on nodes={config.nodes}, but strategy {config.strategy.name} has "
+            "no supernet to train: leave them at 1 and start the command several times with one "
+            "strategy.storage, see docs/scaling.md"
+        )
+
+
+def _write_search(
+    config: Config, task: Task, space: CrossLayerSpace, result: SearchResult, scorer: Any
+) -> None:
     """Write what a search found into its run folder, and report it to NNI."""
     folder = result.save(config.run)
     network = export(result.arch, weights=result.weights)
-    val_psnr = _final_psnr(config, task, network, result)
+    val_psnr = _final_psnr(config, task, network, result, scorer)
     summary = {
         "positions": list(result.arch.positions),
         "num_positions": result.num_positions,
@@ -132,7 +141,7 @@ def _write_json(content: dict[str, Any], path: Path) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchResult) -> float:
+def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchResult, scorer: Any) -> float:
     """Return the PSNR of what was found, on the validation images."""
     if result.candidates:
         return next(
@@ -143,7 +152,8 @@ def _final_psnr(config: Config, task: Task, network: nn.Module, result: SearchRe
     if config.budget is None:
         return float(result.history[-1]["val_psnr"])
     # The history is of what the gates say, not of what is within the budget.
-    return evaluate(network, task, validation_images(config), device=choose_device(config)).psnr
+    images = scorer.val_dataloaders.dataset.paths  # those that could be read
+    return evaluate(network, task, images, device=choose_device(config)).psnr
 
 
 def _write_candidates(result: SearchResult, folder: Path) -> None:
@@ -166,8 +176,9 @@ def run_training(config: Config) -> Evaluation:
     reports, and all return the same.
 
     Raises:
-        AclaError: the folder holds a search, or an unfinished training of another configuration, or another
-            run is writing into it; the architecture cannot be read, or does not fit the task.
+        AclaError: the folder holds a search, or a training of another configuration, or another run is
+            writing into it; the architecture cannot be read, or does not fit the task; or a test image cannot
+            be scored.
     """
     folder = Path(config.run)
     device = choose_device(config)
@@ -179,17 +190,13 @@ def run_training(config: Config) -> Evaluation:
     else:
         import_named(config)
         arch = Arch.load(config.arch)
-    if (folder / "summary.json").exists():
-        raise AclaError(f"run folder {folder} holds a search, which training would overwrite; set run=DIR")
-    paths = list_images(config.data.test, "test")
-    for path in paths:
-        load_image(path)  # now, not after the training
+    paths = test_images(config.data.test, task)
     seed_everything(config)
     network = export(arch)
     check_scale(network, task, config.arch)
     evaluator = _evaluator(config, task, folder, config.train.model_dump())
-    checkpoint = folder / "training.ckpt"
-    with _begun(config, checkpoint):
+    checkpoint = checkpoint_of(folder, "training")
+    with _begun(config, "training"):
         count = sum(p.numel() for p in network.parameters())
         inserted = shown_positions(arch.positions)
         where = f"{device}{_processes(config)}"
@@ -201,7 +208,21 @@ def run_training(config: Config) -> Evaluation:
         scores = from_main(lambda: evaluate(network, task, paths, device=device))
         if is_main():
             _write_json(scores.as_dict(), folder / "scores.json")
+        forget(checkpoint)
     return scores
+
+
+def test_images(source: str, task: Task) -> list[Path]:
+    """Return the images to score with, once it is seen that they can be: before a training, not after it.
+
+    Raises:
+        AclaError: there are none; or one cannot be read, or is too small for the task or its scores.
+    """
+    paths = list_images(source, "test")
+    for path in paths:
+        if min(load_image(path).shape[:2]) < _SMALL:
+            evaluate(None, task, [path])
+    return paths
 
 
 def write_arch(config: Config, decisions: Mapping[str, Any]) -> Path:
@@ -393,21 +414,20 @@ def _scorer(config: Config, task: Task, space: CrossLayerSpace) -> Any:
 
 
 @contextmanager
-def _begun(config: Config, checkpoint: Path) -> Iterator[None]:
-    """Within it the run has its folder to itself, and is recorded there; at its end the checkpoint goes.
+def _begun(config: Config, kind: str) -> Iterator[None]:
+    """Within it the run, of this kind, has its folder to itself, and is recorded there.
 
-    SIGINT and SIGTERM end it between two steps. What is unfinished in the folder must be of the same run.
+    SIGINT and SIGTERM end it between two steps. What is in the folder must be of the same run.
     """
     algorithms = deterministic() if config.deterministic else nullcontext()
     with locked(config.run) if is_main() else nullcontext(), stoppable(), algorithms:
         if is_main():
-            _check_unfinished(config, checkpoint)
+            check_run_folder(config, kind)
             config.save(config.run)
-            resumed = any(p.exists() for p in (checkpoint, previous(checkpoint), Path(config.run, TRIALS)))
+            resumed = is_begun(config.run, kind)
             record = recorded(config.run, seed=config.seed, device=choose_device(config), resumed=resumed)
         with record if is_main() else nullcontext():
             yield
-        forget(checkpoint)
 
 
 def _processes(config: Config) -> str:
@@ -418,21 +438,6 @@ def _processes(config: Config) -> str:
 def _say(line: str) -> None:
     if is_main():
         say(line)
-
-
-def _check_unfinished(config: Config, checkpoint: Path) -> None:
-    """Refuse to go on with what another configuration has begun."""
-    path = checkpoint.with_name("config.yml")
-    if not (path.exists() and (checkpoint.exists() or previous(checkpoint).exists())):
-        return
-    then, now = (c.model_dump(exclude=_FREE) for c in (load_config(str(path)), config))
-    different = sorted(key for key in now if then[key] != now[key])
-    if different:
-        files = f"{checkpoint.name} and {previous(checkpoint).name}"
-        raise AclaError(
-            f"run folder {checkpoint.parent} holds an unfinished run with another {', '.join(different)}: "
-            f"set run=DIR to begin a new one, or remove {files} there"
-        )
 
 
 def seed_everything(config: Config) -> None:

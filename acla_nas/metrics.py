@@ -120,7 +120,9 @@ def _comparable(
         )
     height, width = a.shape[:2]
     if not 0 <= 2 * crop_border < min(height, width):
-        raise AclaError(f"crop_border={crop_border} leaves nothing of images of {height}x{width} pixels")
+        raise AclaError(
+            f"crop_border={crop_border} leaves nothing of images of {height}x{width} pixels: use larger ones"
+        )
     inner = slice(crop_border, height - crop_border), slice(crop_border, width - crop_border)
     return _channels(a[inner], y_channel), _channels(b[inner], y_channel)
 

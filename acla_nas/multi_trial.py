@@ -378,7 +378,13 @@ class _Search:
         trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = self._best(trials)
         if best is None:
-            raise AclaError("the search has scored no architecture: give it more time or trials")
+            failed = [
+                t.user_attrs["error"]
+                for t in self.study.get_trials(deepcopy=False)
+                if "error" in t.user_attrs
+            ]
+            why = f"; the last trial ended with: {failed[-1]}" if failed else ": give it more time or trials"
+            raise AclaError(f"the search has scored no architecture{why}")
         candidates: dict[str, Candidate] = {}
         for trial in trials:
             sample = self.decisions.sample(trial.params)

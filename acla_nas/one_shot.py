@@ -25,13 +25,14 @@ from acla_nas.nni_nas import (
     RawFormatModelSpace,
     SequentialExecutionEngine,
 )
+from acla_nas.run_record import say
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training.checkpoint import Checkpoint, forget, resume_from, seed_epochs
 from acla_nas.training.epoch_report import EpochReport
 from acla_nas.training.evaluator import epoch_history
 from acla_nas.training.faults import told_in_one_line
 from acla_nas.training.memory import FitMemory
-from acla_nas.training.processes import from_main, share_buffers
+from acla_nas.training.processes import from_main, is_main, share_buffers
 
 
 class UnderCost:
@@ -72,12 +73,13 @@ def check_alternation(epochs: tuple[int, int], cost_weight: float, alpha_learnin
 
 
 class OneShotRun(NamedTuple):
-    """What is left of a one-shot search: the decisions, how sure of them it was, and the epochs."""
+    """What is left of a one-shot search: decisions, how sure of them it was, epochs, and if these are all."""
 
     sample: dict[str, Any]
     probabilities: dict[int, float]
     history: list[dict[str, Any]]
     cost: SpaceCost
+    is_complete: bool = True
 
 
 def run_one_shot(
@@ -93,8 +95,8 @@ def run_one_shot(
     """Train the supernet and derive the architecture; see :func:`acla_nas.search`.
 
     With a folder, ``search.ckpt`` there is written after every epoch, and a search that finds it goes on
-    from it; at the end it is removed, unless it is to be kept. Of an evaluator's several processes the main
-    one derives the architecture, and all return it.
+    from it; at the end it is removed, unless it is to be kept, or the time limit has ended the search. Of an
+    evaluator's several processes the main one derives the architecture, and all return it.
     """
     if not all(isinstance(gate, (InsertGate, KeyGate)) for gate in (*space.insert_gates, space.key_gate)):
         raise AclaError(
@@ -110,7 +112,7 @@ def run_one_shot(
         shown = any(isinstance(c, EpochReport) and c.show for c in callbacks)
         callbacks.append(FitMemory(space.network, patches[0][0], batch_size, show=shown))
     if time_limit is not None:
-        callbacks.append(pl.callbacks.Timer(timedelta(minutes=time_limit), interval="epoch", verbose=False))
+        callbacks.append(_TimeOfCall(timedelta(minutes=time_limit), interval="epoch", verbose=False))
     checkpoint = None if folder is None else folder / "search.ckpt"
     if checkpoint is not None:
         callbacks.append(Checkpoint(checkpoint))
@@ -120,8 +122,15 @@ def run_one_shot(
         strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
 
     share_buffers(space)
-    run = from_main(lambda: _derive(space, strategy, evaluator, limit))
-    if checkpoint is not None and not keep_checkpoint:
+    if evaluator.trainer.current_epoch == 0:
+        raise AclaError(f"the search has run no epoch within time_limit={time_limit}: give it more minutes")
+    is_complete = time_limit is None or evaluator.trainer.current_epoch >= (evaluator.trainer.max_epochs or 0)
+    run = from_main(lambda: _derive(space, strategy, evaluator, limit)._replace(is_complete=is_complete))
+    if not run.is_complete and is_main():
+        trainer = evaluator.trainer
+        left = "" if checkpoint is None else ": the same call goes on"
+        say(f"time_limit ended the search after epoch {trainer.current_epoch} of {trainer.max_epochs}{left}")
+    if checkpoint is not None and run.is_complete and not keep_checkpoint:
         forget(checkpoint)
     return run
 
@@ -143,6 +152,13 @@ def space_cost(strategy: OneShotStrategy, space: CrossLayerSpace) -> SpaceCost:
     """Return the cost that a strategy searches under; MACs where it has none, as NNI's own have not."""
     own = getattr(strategy, "space_cost", None)
     return own if isinstance(own, SpaceCost) else SpaceCost(space, costs.get("macs"))
+
+
+class _TimeOfCall(pl.callbacks.Timer):
+    """Ends a training after so long a time: of this call, whatever those took that it goes on from."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave what they took."""
 
 
 class _InProcessEngine(SequentialExecutionEngine):

@@ -13,9 +13,18 @@ from acla_nas.config import Config
 from acla_nas.cost import CostModel, LatencyCost
 from acla_nas.cost.space_cost import SpaceCost
 from acla_nas.data import list_images
-from acla_nas.experiment import choose_device, make_space, make_strategy, make_task, validation_images
+from acla_nas.experiment import (
+    check_search,
+    choose_device,
+    make_space,
+    make_strategy,
+    make_task,
+    validation_images,
+)
 from acla_nas.live import shown_duration
 from acla_nas.multi_trial import MultiTrial
+from acla_nas.run_folder import check_run_folder
+from acla_nas.scoring import load_supernet
 from acla_nas.space import CrossLayerSpace
 from acla_nas.training.memory import free_bytes, plan_memory, step_seconds
 
@@ -125,6 +134,10 @@ def plan_search(config: Config) -> SearchPlan:
     """
     device, space = choose_device(config), make_space(config)
     strategy = make_strategy(config)
+    check_search(config, strategy)
+    check_run_folder(config, "search")
+    if isinstance(strategy, MultiTrial) and config.scoring.weights is not None:
+        load_supernet(space, config.scoring.weights)
     recipe, data = config.search, config.data
     work: dict[str, Any] = {"strategy": config.strategy.name}
     if isinstance(strategy, MultiTrial):

@@ -34,6 +34,8 @@ class SearchResult:
         probabilities: position -> probability of insertion at the end; empty after a multi-trial search.
         num_positions: of the space.
         candidates: all that a multi-trial search scored, in order; empty after a one-shot search.
+        is_complete: False where time_limit ended a one-shot search before its last epoch. With its folder, it
+            goes on when it is called again.
     """
 
     arch: Arch
@@ -43,6 +45,7 @@ class SearchResult:
     probabilities: dict[int, float] = field(default_factory=dict)
     num_positions: int = 0
     candidates: tuple[Candidate, ...] = ()
+    is_complete: bool = True
 
     @property
     def front(self) -> tuple[Candidate, ...]:
@@ -168,6 +171,7 @@ def search(
         weights=copied_weights(space.freeze(run.sample)),
         probabilities=run.probabilities,
         num_positions=len(space.positions),
+        is_complete=run.is_complete,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +17,8 @@ from torch import nn
 from acla_nas import Arch, experiment
 from acla_nas.candidate import load_candidates
 from acla_nas.config import Config, Named, load_config, parse_config
-from acla_nas.errors import AclaError
+from acla_nas.data import save_image
+from acla_nas.errors import AclaError, AclaWarning
 from acla_nas.evaluation import evaluate
 from acla_nas.nni_nas import nni
 from acla_nas.run_record import load_record
@@ -143,7 +146,7 @@ def test_training_starts_an_architecture_afresh(
 def test_training_refuses_a_search_folder_before_it_writes(searched: tuple[Config, SearchResult]) -> None:
     config, _ = searched
     before = {path: path.read_bytes() for path in Path(config.run).iterdir() if path.is_file()}
-    with pytest.raises(AclaError, match="holds a search, which training would overwrite; set run=DIR"):
+    with pytest.raises(AclaError, match="holds a search, which a training would overwrite; set run=DIR"):
         experiment.run_training(config)
     assert before == {path: path.read_bytes() for path in before}
 
@@ -227,6 +230,56 @@ def test_a_budget_holds_and_the_summary_is_of_what_is_within(images: Path, tmp_p
     scored = evaluate(network, experiment.make_task(config), experiment.validation_images(config))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["val_psnr"] == pytest.approx(scored.psnr, abs=1e-3)
+
+
+def test_validation_images_that_cannot_be_read_are_left_out_with_a_budget_too(
+    images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "validation"
+    shutil.copytree(images, folder)
+    (folder / "damaged.png").write_bytes(b"no image")
+    config = tiny(images, tmp_path / "run", data={"validation": str(folder)})
+    with pytest.warns(AclaWarning, match="damaged"):
+        experiment.run_search(config.model_copy(update={"budget": "params<=100"}))
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_test_images_are_looked_at_before_a_training_and_may_change_in_it(
+    images: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    small = tmp_path / "small"
+    save_image(np.zeros((5, 5, 3), np.uint8), small / "dot.png")
+    with pytest.raises(AclaError, match=r"image .*dot\.png: "):
+        experiment.run_training(tiny(images, tmp_path / "run", data={"test": str(small)}))
+    assert not (tmp_path / "run" / "config.yml").exists()
+
+    config = tiny(images, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate", lambda model, *_, **__: None if model is None else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            experiment.run_training(config)
+    monkeypatch.setattr("acla_nas.training.evaluator.RestorationModule.training_step", lambda *_: 1 / 0)
+    others = tmp_path / "others"
+    shutil.copytree(images, others)
+    experiment.run_training(tiny(images, tmp_path / "run", data={"test": str(others)}))
+
+
+def test_a_time_limit_leaves_what_a_search_goes_on_with(
+    searched: tuple[Config, SearchResult], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, expected = searched
+    config = tiny(images, tmp_path / "run", strategy={"initial_alpha": 5.0})
+    with pytest.raises(AclaError, match="has run no epoch within time_limit=1e-09: give it more"):
+        experiment.run_search(config.model_copy(update={"time_limit": 1e-9}))
+    for epoch in (1, 2):
+        part = experiment.run_search(config.model_copy(update={"time_limit": 2e-4}))  # 12 ms
+        assert not part.is_complete and len(part.history) == epoch
+        said = f"time_limit ended the search after epoch {epoch} of 3: the same call goes on"
+        assert said in capsys.readouterr().out
+    assert (tmp_path / "run" / "search.ckpt").exists()
+    result = experiment.run_search(config)
+    assert result.is_complete and result.probabilities == expected.probabilities
+    assert not (tmp_path / "run" / "search.ckpt").exists()
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

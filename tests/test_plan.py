@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 import acla_nas
 from acla_nas.config import parse_config
 from acla_nas.errors import AclaError
+from acla_nas.experiment import make_space
 from acla_nas.plan import plan_search
 
 
@@ -53,8 +55,9 @@ def test_the_plan_is_of_this_space_and_this_search(images, tmp_path):
 
 
 def test_of_trials(images, tmp_path):
-    scoring = {"weights": "runs/supernet"}
+    scoring = {"weights": str(tmp_path / "supernet.safetensors")}
     strategy = {"name": "random", "trials": 9}
+    save_file(make_space(config(images, tmp_path)).state_dict(), scoring["weights"])
     plan = plan_search(config(images, tmp_path, strategy=strategy, scoring=scoring))
     assert plan.memory is None and plan.seconds is None
     assert plan.work == {"strategy": "random", "trials": 9, "scored_by": "inherited weights"}
@@ -77,3 +80,13 @@ def test_a_fold_is_held_out(images, tmp_path):
 def test_mistakes_are_found(images, tmp_path):
     with pytest.raises(AclaError, match="image folder none does not exist"):
         plan_search(config(images, tmp_path, data={"train": "none"}))
+    with pytest.raises(AclaError, match="batch_size=2 cannot be shared evenly by 3 processes"):
+        plan_search(config(images, tmp_path, devices=3))
+    tpe = {"name": "tpe", "trials": 3}
+    with pytest.raises(AclaError, match="devices=2 on nodes=1, but strategy tpe has no supernet"):
+        plan_search(config(images, tmp_path, devices=2, strategy=tpe))
+    with pytest.raises(AclaError, match="cannot read weights none"):
+        plan_search(config(images, tmp_path, strategy=tpe, scoring={"weights": "none"}))
+    (tmp_path / "training.ckpt").touch()
+    with pytest.raises(AclaError, match="holds a training, which a search would overwrite"):
+        plan_search(config(images, tmp_path))

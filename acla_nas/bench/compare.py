@@ -43,10 +43,12 @@ from acla_nas.experiment import (
     make_task,
     run_search,
     run_training,
+    test_images,
 )
 from acla_nas.interruption import stop_if_asked, stoppable
 from acla_nas.lock import locked
 from acla_nas.network import CrossLayerNetwork
+from acla_nas.run_folder import check_run_folder
 from acla_nas.run_record import recorded
 from acla_nas.space import CrossLayerSpace
 
@@ -117,10 +119,10 @@ class Comparison:
             names = list(sources)
         self.tests = dict(zip(names, sources))
         for source in sources:
-            list_images(source, "test")
+            test_images(source, make_task(config))  # now, not after hours
         kinds = {*(_variant(v).attention for v in options.variants), *options.options}
         for attention in sorted(kinds):
-            places = len(self._space(attention).positions)  # now, not after hours
+            places = len(self._space(attention).positions)
             if options.num_modules > places:
                 raise AclaError(f"compare.num_modules is {options.num_modules}, of only {places} positions")
         self._check_folder()
@@ -251,6 +253,7 @@ class Comparison:
 
     def _check_folder(self) -> None:
         """Refuse to go on with results of other settings; more variants and seeds are welcome."""
+        check_run_folder(self.config, "comparison")
         path = self.folder / "config.yml"
         if not path.exists():
             return

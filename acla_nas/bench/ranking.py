@@ -13,6 +13,7 @@ from acla_nas.config import Config
 from acla_nas.durable import append_line
 from acla_nas.errors import AclaError
 from acla_nas.experiment import choose_device, make_space, make_task, seed_everything, validation_images
+from acla_nas.run_folder import check_run_folder
 from acla_nas.scoring import InheritedWeights, ShortTraining, load_supernet
 from acla_nas.space import CrossLayerSpace
 
@@ -61,6 +62,7 @@ class Ranking:
     def run(self) -> Iterator[Ranked]:
         """Score what is not scored yet; yield each architecture as it is known."""
         config = self.config
+        check_run_folder(config, "ranking")
         config.save(config.run)
         images, device = validation_images(config), choose_device(config)
         inherited = InheritedWeights(self.task, images, device=device)

@@ -16,6 +16,7 @@ from acla_nas.durable import append_line
 from acla_nas.errors import AclaError
 from acla_nas.experiment import run_search, run_training
 from acla_nas.multi_trial import MultiTrial
+from acla_nas.run_folder import check_run_folder
 
 _ENDLESS = 100_000  # trials: time is what ends the search
 
@@ -58,6 +59,7 @@ def compare_strategies(config: Config, names: Sequence[str], seeds: Sequence[int
         seeds: of the repetitions.
     """
     folder = Path(config.run)
+    check_run_folder(config, "comparison of strategies")
     config.save(folder)
     path = folder / "strategies.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

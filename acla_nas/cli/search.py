@@ -60,10 +60,7 @@ def run(
 
 
 def _show_plan(config: Config, as_json: bool) -> None:
-    from acla_nas.budget import Budget
     from acla_nas.plan import plan_search
 
-    if config.budget is not None:
-        Budget.parse(config.budget)  # a mistake in it would end the search at once
     plan = plan_search(config)
     click.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())

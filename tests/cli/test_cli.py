@@ -460,7 +460,7 @@ def test_network_of_another_scale(fails: Callable[..., str], model: Path) -> Non
 def test_training_does_not_overwrite_a_search(fails: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     message = fails("train", CONFIG, *TINY, f"run={tmp_path}")
-    assert message == f"run folder {tmp_path} holds a search, which training would overwrite; set run=DIR"
+    assert message == f"run folder {tmp_path} holds a search, which a training would overwrite; set run=DIR"
 
 
 def test_names_with_line_breaks_stay_one_line(fails: Callable[..., str]) -> None:
