@@ -106,7 +106,7 @@ class Scoring(_Section):
 class Compare(_Section):
     """What ``acla-nas bench compare`` compares."""
 
-    variants: list[str] = ["bare", "nl", "cla", "cla-i", "cla-k", "acla", "acla-random"]
+    variants: list[str] = Field(["bare", "nl", "cla", "cla-i", "cla-k", "acla", "acla-random"], min_length=1)
     """See acla_nas.bench.compare; the name of any attention inserts it evenly."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
     """Of the repetitions; each stands for `seed`."""
@@ -136,7 +136,7 @@ class Config(_Section):
     budget: str | None = None
     """What the found architecture may cost at most, such as macs<=2e9; no limit where null."""
     time_limit: float | None = Field(None, gt=0)
-    """Minutes after which a search begins no further epoch or trial; no limit where null."""
+    """Minutes after which a search begins no further epoch or trial; the same command then goes on."""
     train: TrainRecipe = TrainRecipe()
     """The recipe for retraining."""
     compare: Compare = Compare()
@@ -307,7 +307,7 @@ def build(
     except ValidationError as error:
         first, option = error.errors()[0], str(error.errors()[0]["loc"][0])
         no_member_fits = sum(e["loc"][0] == option for e in error.errors()) > 1
-        if no_member_fits or first["type"] == "tuple_type":
+        if no_member_fits or first["type"] in ("tuple_type", "too_long"):
             raise AclaError(
                 f"{kind}.{option} must be {_as_yaml(known[option][1])}, not {_short(options[option])}"
             ) from None

@@ -155,6 +155,16 @@ class _NotScored(Exception):
     """Ends a trial without a score; not an error of the search."""
 
 
+def _difference(then: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any]:
+    """Return the first setting, such as "scorer.epochs", that two searches do not share, and its values."""
+    key = next(key for key in {**now, **then} if now.get(key) != then.get(key))
+    before, after = then.get(key), now.get(key)
+    if isinstance(before, dict) and isinstance(after, dict):
+        inner, before, after = _difference(before, after)
+        return f"{key}.{inner}", before, after
+    return key, before, after
+
+
 class _Search:
     """One run of a strategy."""
 
@@ -223,10 +233,10 @@ class _Search:
         if then is None:
             self.study.set_user_attr("search", now)
         elif then != now:
-            key = next(key for key in {**now, **then} if now.get(key) != then.get(key))
+            key, before, after = _difference(then, now)
             where = f"storage study {strategy.study!r}" if strategy.storage else f"{self.folder}/{FILE}"
             raise AclaError(
-                f"{where} holds another search, whose {key} is {then.get(key)}, not {now.get(key)}: "
+                f"{where} holds another search, whose {key} is {before}, not {after}: "
                 "give another run folder or study, or the settings that it was begun with"
             )
 

@@ -235,6 +235,7 @@ def test_build_converts_and_leaves_defaults_to_the_callable() -> None:
         ({"rate": math.nan}, "space.rate must be a finite number, not nan"),
         ({"mode": [1]}, "space.mode must be int | str, not [1]"),
         ({"pair": 1}, "space.pair must be a list [int, int], not 1"),
+        ({"pair": [1, 2, 3]}, "space.pair must be a list [int, int], not [1, 2, 3]"),
         ({"pair": [1, "x"]}, "space.pair.1 must be a valid integer, not 'x'"),
     ],
 )

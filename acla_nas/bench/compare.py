@@ -121,10 +121,13 @@ class Comparison:
         for source in sources:
             test_images(source, make_task(config))  # now, not after hours
         kinds = {*(_variant(v).attention for v in options.variants), *options.options}
+        even = {_variant(v).attention for v in options.variants if _variant(v).places == "even"}
         for attention in sorted(kinds):
             places = len(self._space(attention).positions)
-            if options.num_modules > places:
-                raise AclaError(f"compare.num_modules is {options.num_modules}, of only {places} positions")
+            if attention in even and options.num_modules > places:
+                raise AclaError(
+                    f"compare.num_modules is {options.num_modules}, of only {places} positions: use fewer"
+                )
         self._check_folder()
 
     @property

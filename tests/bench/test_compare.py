@@ -119,6 +119,10 @@ def test_results_of_other_settings_are_not_mixed(small):
         Comparison(small("compare.num_modules=1"))
 
 
+def test_positions_are_for_modules_that_are_inserted_evenly(small):
+    Comparison(small("compare.variants=[bare, acla]", "compare.num_modules=5"))
+
+
 def test_options_of_an_attention(small):
     config = small(
         "compare.variants=[cla, cla-k, se]", "compare.options={acla: {num_keys: 3}, se: {reduction: 2}}"
@@ -137,6 +141,7 @@ def test_options_of_an_attention(small):
         ("compare.options={cla: {gate_bias: 1}}", "gate_bias"),
         ("compare.num_modules=5", "compare.num_modules is 5, of only 4 positions"),
         ("compare.seeds=[]", "compare.seeds"),
+        ("compare.variants=[]", "compare.variants"),
     ],
 )
 def test_mistakes_are_found_before_any_training(small, override, message):
