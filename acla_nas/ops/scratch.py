@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 _memory = threading.local()
+_MOST = 1 << 30  # bytes that are kept of a name: what a single huge image took is given back
 
 
 def scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
     """Return a tensor of arbitrary numbers on the CPU, which is overwritten when next asked for by this name.
 
-    Each thread has its own, of the largest size that it asked for, for as long as it lives.
+    Each thread has its own, of the largest size that it asked for, for as long as it lives; more than a
+    gigabyte is new each time, and not kept.
 
     Example:
         >>> first = scratch("example", torch.float32, 2, 3)
@@ -22,6 +24,8 @@ def scratch(name: str, dtype: torch.dtype, *shape: int) -> Tensor:
         (torch.Size([2, 3]), True)
     """
     size, key = math.prod(shape), f"{name} {dtype}"
+    if size * dtype.itemsize > _MOST:
+        return torch.empty(shape, dtype=dtype)
     kept: Tensor | None = getattr(_memory, key, None)
     if kept is None or kept.numel() < size:
         with torch.inference_mode(False):
