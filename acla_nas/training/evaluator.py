@@ -46,7 +46,7 @@ def make_evaluator(
     nonfinite: str = "stop",
     **recipe: Any,
 ) -> Lightning:
-    """Return an evaluator: patches of the training images, the same of the validation images, a trainer.
+    """Return an evaluator, of one search or training: patches of both kinds of images, and a trainer.
 
     A one-shot search trains the weights on the first and the architecture on the second, and sets the
     number of epochs itself; :func:`train` trains a network on the first.
