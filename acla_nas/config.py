@@ -215,7 +215,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for section in ("task", "strategy"):
         of_file = content.get(section)
         name = dict(values).get(f"{section}.name")
-        if name is not None and isinstance(of_file, dict) and of_file.get("name") != name:
+        default = Config.model_fields[section].default.name
+        if name is not None and isinstance(of_file, dict) and of_file.get("name", default) != name:
             content[section] = {}  # the file's options are of another one
     for key, value in values:
         set_key(content, key, value)

@@ -63,6 +63,19 @@ class _Current(threading.local):
         return type(self), ()
 
 
+class _Backward:
+    """The pass whose backward pass began last: a checkpointed part of the backbone is run again in it.
+
+    Shallow copies share it, as they do :class:`_Current`, and the threads of a backward pass do.
+    """
+
+    def __init__(self) -> None:
+        self.running: Callable[[], _Pass | None] = _no_pass
+
+    def __reduce__(self) -> tuple[type[_Backward], tuple[()]]:
+        return type(self), ()
+
+
 class CrossLayerNetwork(nn.Module):
     """A backbone with an attention module after each of the given positions.
 
@@ -103,8 +116,7 @@ class CrossLayerNetwork(nn.Module):
         self.attention = nn.ModuleDict({str(j): module for j, module in attention.items()})
         self.recompute = False
         self.micro_batch: int | None = None
-        self._current = _Current()
-        self._in_backward: Callable[[], _Pass | None] = _no_pass
+        self._current, self._backward = _Current(), _Backward()
         for j, place in self.places.items():
             self._hook(place.path, functools.partial(self._insert, str(j)))
         for source in {place.grid.source for place in self.places.values() if place.grid is not None} - {""}:
@@ -209,14 +221,14 @@ class CrossLayerNetwork(nn.Module):
         return output
 
     def _start_backward(self, running: _Pass, grad: Tensor) -> None:
-        """Remember whose backward pass it is: a checkpointed part of the backbone is run again in it."""
-        self._in_backward = weakref.ref(running)
+        """Remember whose backward pass it is."""
+        self._backward.running = weakref.ref(running)
 
     def _running(self) -> _Pass | None:
         """Return the pass that a hook is called in: forward, or the backward pass that runs it again."""
         if self._current.running is not None or torch.compiler.is_compiling():
             return self._current.running
-        return self._in_backward() if torch._C._current_graph_task_id() != -1 else None
+        return self._backward.running() if torch._C._current_graph_task_id() != -1 else None
 
     def _measure(self, source: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self._current.running is not None:
@@ -304,14 +316,11 @@ class CrossLayerNetwork(nn.Module):
             )
         return to_map(x, place.layout, size)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_in_backward": _no_pass}
-
     def __deepcopy__(self, memo: dict[int, Any]) -> CrossLayerNetwork:
         memo.update(_computed_tensors(self.backbone))
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
         return copied
 
     def select(self, positions: Sequence[int], num_keys: int | None = None) -> CrossLayerNetwork:

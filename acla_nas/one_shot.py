@@ -103,6 +103,8 @@ def run_one_shot(
             "this space has been searched, and its gates are those of that strategy: make a new one; "
             "new.network.load_state_dict(old.network.state_dict()) gives it the weights"
         )
+    checkpoint = None if folder is None else folder / "search.ckpt"
+    resume = {} if checkpoint is None else resume_from(checkpoint)
     callbacks = evaluator.trainer.callbacks
     seed_epochs(evaluator.trainer, getattr(strategy, "seed", 0))
     callbacks.insert(1, _GateLog(space, strategy))
@@ -113,10 +115,9 @@ def run_one_shot(
         callbacks.append(FitMemory(space.network, patches[0][0], batch_size, show=shown))
     if time_limit is not None:
         callbacks.append(_TimeOfCall(timedelta(minutes=time_limit), interval="epoch", verbose=False))
-    checkpoint = None if folder is None else folder / "search.ckpt"
     if checkpoint is not None:
         callbacks.append(Checkpoint(checkpoint))
-        evaluator.fit_kwargs.update(resume_from(checkpoint))
+    evaluator.fit_kwargs.update(resume)
 
     with told_in_one_line(evaluator.trainer):
         strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
@@ -128,7 +129,7 @@ def run_one_shot(
     run = from_main(lambda: _derive(space, strategy, evaluator, limit)._replace(is_complete=is_complete))
     if not run.is_complete and is_main():
         trainer = evaluator.trainer
-        left = "" if checkpoint is None else ": the same call goes on"
+        left = "" if checkpoint is None else ": the same search in the same folder goes on"
         say(f"time_limit ended the search after epoch {trainer.current_epoch} of {trainer.max_epochs}{left}")
     if checkpoint is not None and run.is_complete and not keep_checkpoint:
         forget(checkpoint)
@@ -157,8 +158,9 @@ def space_cost(strategy: OneShotStrategy, space: CrossLayerSpace) -> SpaceCost:
 class _TimeOfCall(pl.callbacks.Timer):
     """Ends a training after so long a time: of this call, whatever those took that it goes on from."""
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Leave what they took."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing to go on with."""
+        return {}
 
 
 class _InProcessEngine(SequentialExecutionEngine):

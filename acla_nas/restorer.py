@@ -255,6 +255,7 @@ def plan(source: str | Path, target: str | Path, *, existing: str = "fail") -> l
     """Return which image file goes to which, see :func:`restore`; nothing is read or written."""
     if existing not in ("fail", "skip", "replace"):
         raise AclaError(f"existing must be 'fail', 'skip' or 'replace', not {existing!r}")
+    is_folder = str(target).endswith(("/", os.sep))
     source, target = Path(os.path.expanduser(source)), Path(os.path.expanduser(target))
     if source.is_dir():
         if target.suffix.lower() in SUFFIXES or target.is_file():
@@ -265,7 +266,7 @@ def plan(source: str | Path, target: str | Path, *, existing: str = "fail") -> l
     elif not source.exists():
         raise AclaError(f"there is no image or folder {source}")
     else:
-        into_folder = target.is_dir() or not target.suffix
+        into_folder = is_folder or target.is_dir() or not target.suffix
         pairs = [(source, target / f"{source.stem}.png" if into_folder else target)]
     names: dict[Path, Path] = {}
     for path, to in pairs:

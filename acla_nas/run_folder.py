@@ -19,11 +19,18 @@ _RESULTS = {
     "comparison of strategies": "strategies.jsonl",
 }
 
-# Keys that may be others when an unfinished run goes on.
+# Keys that a run does not depend on, or that may be others when it goes on.
 _FREE: dict[str, Any] = {
-    **dict.fromkeys(("run", "device", "devices", "nodes", "models", "time_limit", "budget", "compare"), True),
+    **dict.fromkeys(("run", "device", "devices", "nodes", "models", "time_limit", "compare"), True),
     **{section: {"nonfinite"} for section in ("search", "train")},
-    "data": {"test"},
+    "data": {"test", "workers"},
+    "strategy": {"trials", "storage", "study"},
+}
+_UNUSED = {
+    "search": ("arch", "train"),
+    "training": ("strategy", "search", "scoring", "budget"),
+    "ranking": ("arch", "strategy", "search", "budget"),
+    "comparison of strategies": ("arch",),
 }
 
 
@@ -45,8 +52,8 @@ def check_run_folder(config: Config, kind: str) -> None:
         kind: "search", "training", "comparison", ..
 
     Raises:
-        AclaError: the folder holds a run of another kind; or a search or training, unfinished or finished,
-            of another configuration.
+        AclaError: the folder holds a run of another kind, or one of this kind, finished or not, of another
+            configuration. What may differ between comparisons they say themselves.
     """
     folder = Path(config.run)
     for other in _RESULTS:
@@ -54,21 +61,13 @@ def check_run_folder(config: Config, kind: str) -> None:
             raise AclaError(
                 f"run folder {folder} holds a {other}, which a {kind} would overwrite; set run=DIR"
             )
-    if kind not in ("search", "training") or not (_holds(folder, kind) and (folder / "config.yml").exists()):
+    if kind == "comparison" or not (_holds(folder, kind) and (folder / "config.yml").exists()):
         return
-    then = load_config(folder / "config.yml")
-    if kind == "search" and (folder / TRIALS).exists() and then.strategy.name == config.strategy.name:
-        return  # the study knows what may differ
-    is_unfinished = _has_checkpoint(folder, kind)
-    free = {key: value for key, value in _FREE.items() if is_unfinished or key != "budget"}
-    before, now = then.model_dump(exclude=free), config.model_dump(exclude=free)
-    different = ", ".join(sorted(key for key in now if before[key] != now[key]))
-    if different and is_unfinished:
-        path = checkpoint_of(folder, kind)
-        raise AclaError(
-            f"run folder {folder} holds an unfinished run with another {different}: set run=DIR to begin a "
-            f"new one, or remove {path.name} and {previous(path).name} there"
-        )
+    free = {**_FREE, **dict.fromkeys(_UNUSED[kind], True)}
+    if _has_checkpoint(folder, kind):  # what a one-shot search has trained fits any budget
+        free["budget"] = True
+    then, now = (c.model_dump(exclude=free) for c in (load_config(folder / "config.yml"), config))
+    different = ", ".join(sorted(key for key in now if then[key] != now[key]))
     if different:
         raise AclaError(
             f"run folder {folder} holds a {kind} with another {different}: set run=DIR, or remove the folder"

@@ -34,8 +34,7 @@ class SearchResult:
         probabilities: position -> probability of insertion at the end; empty after a multi-trial search.
         num_positions: of the space.
         candidates: all that a multi-trial search scored, in order; empty after a one-shot search.
-        is_complete: False where time_limit ended a one-shot search before its last epoch. With its folder, it
-            goes on when it is called again.
+        is_complete: False where time_limit ended a one-shot search early; with a folder it can go on.
     """
 
     arch: Arch
@@ -105,8 +104,8 @@ def search(
             validation loaders. For a multi-trial one, what scores a network, higher is better:
             :class:`acla_nas.scoring.ShortTraining`, :class:`acla_nas.scoring.InheritedWeights`, or any
             callable that takes the network and returns a number.
-        folder: where the search keeps what it needs to go on after an interruption: called again with the
-            same arguments it does so.
+        folder: where the search keeps what it needs to go on after an interruption: called again with
+            arguments made in the same way it does so.
         keep_checkpoint: leave a one-shot search's checkpoint there at the end, until the result is safe;
             then call :func:`acla_nas.training.checkpoint.forget`.
         budget: what the found architecture may cost at most, such as "macs<=2e9".
@@ -114,7 +113,9 @@ def search(
         show: print a line per trial of a multi-trial strategy; epochs are the evaluator's to print.
 
     Raises:
-        AclaError: a strategy and an evaluator that do not go together, or a budget that cannot be measured.
+        AclaError: a strategy and an evaluator that do not go together, or a budget that cannot be measured; a
+            space that a one-shot strategy has searched, or an evaluator that has been used; or no epoch ends
+            within the time limit.
 
     Example:
         >>> import acla_nas

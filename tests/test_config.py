@@ -70,6 +70,9 @@ def test_another_task_leaves_the_options_of_the_files_out(tmp_path: Path) -> Non
     path.write_text("task: {name: super_resolution, scale: 3}\n")
     assert load_config(path, ["task.sigma=30", "task.name=denoising"]).task.options == {"sigma": 30}
     assert load_config(path, ["task.name=super_resolution"]).task.options == {"scale": 3}
+    path.write_text("task: {scale: 3}\n")
+    assert load_config(path, ["task.name=super_resolution"]).task.options == {"scale": 3}
+    assert load_config(path, ["task.name=denoising"]).task.options == {}
 
 
 def test_later_overrides_win_and_values_may_hold_equals_signs(small: Path) -> None:

@@ -148,7 +148,7 @@ def test_nothing_is_kept_after_a_pass_even_a_failed_one():
     with pytest.raises(RuntimeError):
         network(torch.rand(1, 5, 8, 8))
     assert network._current.running is None
-    assert network._in_backward() is None
+    assert network._backward.running() is None
 
 
 def test_threads_may_share_a_network():
@@ -392,6 +392,25 @@ def test_a_shallow_copy_runs_its_attention(make_copy):
     changed = copied(image())
     assert not torch.allclose(changed, expected, atol=1e-3)
     assert torch.equal(network(image()), changed if make_copy is copy.copy else expected)
+
+
+def test_a_shallow_copy_runs_checkpointed_parts_again_with_their_attention():
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    backbone = nn.Sequential(layers[0], Checkpointed(layers[1], nn.ReLU()))
+    paths = {1: "0", 2: "1.0"}
+    network = CrossLayerNetwork.dense(backbone, paths, "acla", num_keys=2, input_shape=(3, 8, 8))
+    randomize(network).train()
+    copied = copy.copy(network)
+    gradients = []
+    for model in (network, copied):
+        network.zero_grad()
+        model(image()).sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    assert all(torch.equal(x, y) for x, y in zip(*gradients))
 
 
 def test_a_network_with_attention_may_be_the_backbone_of_another():

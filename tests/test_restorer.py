@@ -253,6 +253,8 @@ def test_targets_that_cannot_be(run_folder, tmp_path):
     with pytest.raises(AclaError, match=r"unknown suffix '\.gif'; use one of"):
         restore(run_folder, source / "a.png", tmp_path / "out.gif")
     assert not (tmp_path / "out.gif").exists()
+    made = restore(run_folder, source / "a.png", f"{tmp_path}/results-1.0/")
+    assert made == [tmp_path / "results-1.0" / "a.png"]
     assert restore(run_folder, source / "a.png", tmp_path / "made")[0] == tmp_path / "made" / "a.png"
 
 

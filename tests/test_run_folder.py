@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from acla_nas.bench.compare import Comparison
+from acla_nas.bench.ranking import Ranking
+from acla_nas.bench.strategies import compare_strategies
 from acla_nas.config import Config, parse_config
 from acla_nas.errors import AclaError
 from acla_nas.experiment import run_search, run_training
@@ -55,6 +58,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("search", run_search, {"budget": "params<=9"}, "holds a search with another budget"),
         ("search", run_search, {"strategy": TPE}, "holds a search with another strategy"),
         ("trials", run_search, {}, "holds a search with another strategy"),
+        ("trials", run_search, {"strategy": TPE, "seed": 1}, "holds a search with another seed"),
+        ("trials", run_search, {"strategy": {**TPE, "cost": "macs"}}, "holds a search with another strategy"),
         ("training", run_training, {"arch": "{search}"}, "holds a training with another arch"),
         ("search", run_search, {"budget": "flops<=100"}, "flops"),
         ("search", run_search, {"budget": "macs"}, "macs"),
@@ -87,15 +92,41 @@ def test_unfinished_runs_of_another_kind(
         run(tiny(images, tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["comparison", "ranking", "comparison of strategies"])
-def test_benchmarks_keep_off_other_runs(kind: str, runs: Path, images: Path, tmp_path: Path) -> None:
+BENCHMARKS = {
+    "comparison": lambda config: Comparison(config),
+    "ranking": lambda config: list(Ranking(config, 2).run()),
+    "comparison of strategies": lambda config: list(compare_strategies(config, ["tpe"], [0])),
+}
+
+
+@pytest.mark.parametrize("kind", BENCHMARKS)
+def test_benchmarks_keep_off_other_runs(kind: str, runs: Path, images: Path) -> None:
+    changes = {"scoring": {"weights": str(runs / "search")}, "compare": {"num_modules": 1}}
+    config = tiny(images, runs / "training", **changes)
+    before = contents(runs / "training")
     with pytest.raises(AclaError, match=f"holds a training, which a {kind} would overwrite"):
-        check_run_folder(tiny(images, runs / "training"), kind)
-    check_run_folder(tiny(images, tmp_path), kind)
+        BENCHMARKS[kind](config)
+    assert contents(runs / "training") == before
 
 
-def test_more_trials_and_the_same_again(runs: Path, images: Path) -> None:
-    more = run_search(tiny(images, runs / "trials", strategy={**TPE, "trials": 2}))
-    assert len(more.history) == 2
-    run_search(tiny(images, runs / "search", time_limit=60, device="auto"))
-    run_training(tiny(images, runs / "training"))
+@pytest.mark.parametrize("kind", ["ranking", "comparison of strategies"])
+def test_lines_of_other_settings_are_not_mixed(kind: str, images: Path, tmp_path: Path) -> None:
+    config = tiny(images, tmp_path)
+    config.save(tmp_path)
+    (tmp_path / {"ranking": "ranking.jsonl"}.get(kind, "strategies.jsonl")).touch()
+    check_run_folder(config, kind)
+    with pytest.raises(AclaError, match=f"holds a {kind} with another train"):
+        check_run_folder(tiny(images, tmp_path, train={"epochs": 2}), kind)
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///{}/shared.db"])
+def test_a_finished_search_may_have_more_trials(storage: str | None, images: Path, tmp_path: Path) -> None:
+    options = {} if storage is None else {"storage": storage.format(tmp_path)}
+    for trials in (1, 2):
+        strategy = {**TPE, "trials": trials, **options}
+        assert len(run_search(tiny(images, tmp_path / "run", strategy=strategy)).history) == trials
+
+
+def test_what_a_run_does_not_depend_on_may_change(runs: Path, images: Path) -> None:
+    run_search(tiny(images, runs / "search", time_limit=60, device="auto", train={"epochs": 9}))
+    run_training(tiny(images, runs / "training", strategy=TPE, budget="macs<=1"))

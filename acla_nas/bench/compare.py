@@ -48,9 +48,10 @@ from acla_nas.experiment import (
 from acla_nas.interruption import stop_if_asked, stoppable
 from acla_nas.lock import locked
 from acla_nas.network import CrossLayerNetwork
-from acla_nas.run_folder import check_run_folder
+from acla_nas.run_folder import check_run_folder, checkpoint_of
 from acla_nas.run_record import recorded
 from acla_nas.space import CrossLayerSpace
+from acla_nas.training.checkpoint import forget
 
 
 class _Variant(NamedTuple):
@@ -239,6 +240,7 @@ class Comparison:
         folder = self.folder / "searches" / f"{attention}-seed{seed}"
         if not (folder / "summary.json").exists():  # which is written last
             run_search(self._config(attention, seed, folder))
+            forget(checkpoint_of(folder, "search"))  # which a search that time_limit ends leaves there
         return Arch.load(folder / "arch.json")
 
     def _space(self, attention: str) -> CrossLayerSpace:

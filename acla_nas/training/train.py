@@ -42,11 +42,11 @@ def train(
     Raises:
         AclaError: an evaluator that has been used.
     """
-    seed_epochs(evaluator.trainer, seed)
     path = None if checkpoint is None else Path(checkpoint)
+    resume = {} if path is None else resume_from(path)
+    seed_epochs(evaluator.trainer, seed)
     if path is not None:
         evaluator.trainer.callbacks.append(Checkpoint(path))
-    resume = {} if path is None else resume_from(path)
     evaluator.module.set_model(network)
     with told_in_one_line(evaluator.trainer):
         evaluator.trainer.fit(evaluator.module, evaluator.train_dataloaders, **resume)
