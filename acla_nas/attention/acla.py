@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acla_nas.attention.attention import Attention, Feature, projection
-from acla_nas.attention.forms import is_fusable
+from acla_nas.attention.forms import HIGHEST, is_fusable
 from acla_nas.attention.open_keys import count_open_keys
 from acla_nas.errors import AclaError
 from acla_nas.gumbel import gumbel_gate
@@ -201,7 +201,7 @@ class ACLA(Attention):
             largest = largest.masked_fill(switch.detach() == 0, -math.inf)
         scores = logits - largest.amax(dims, keepdim=True)
         if switches:
-            scores = scores.clamp(max=10.0)  # above 0 is only what is off
+            scores = scores.clamp(max=HIGHEST)  # above 0 is only what is off
         scores = scores.exp()
         for switch in switches:
             scores = scores * switch

@@ -99,7 +99,7 @@ def _gate(softmax, read, gates, slopes):
         logit = read[i] + bias
         gates[i] = one if logit > none else none
         slopes[i] = -abs(logit) / temperature
-    exponentiate(slopes)
+    exponentiate(slopes, none)
     for i in range(len(read)):
         slopes[i] /= (one + slopes[i]) * (one + slopes[i]) * temperature
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from acla_nas.attention.acla_blocks import EDGE, most_of_block, width_of
+from acla_nas.attention.forms import HIGHEST
 from acla_nas.ops.jit import jit
 from acla_nas.ops.products import multiply
 from acla_nas.ops.vectors import power_of_two
@@ -17,7 +18,7 @@ from acla_nas.ops.windows import room_of
 
 WINDOW = 3  # pixels of a window for each of its keys, at most: to read four around each is slower (measured)
 _FAR = 1 << 24  # pixels; places farther off need not be told apart
-_LOWEST, _HIGHEST = -80.0, 10.0  # exponents are cut off here; only what is gated off could have a higher one
+_LOWEST = -80.0  # exponents are cut off here
 _LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
 
 
@@ -104,10 +105,10 @@ def share_among_four(across, down, share):
 
 
 @jit()
-def exponentiate(x):
-    """Replace numbers (n,) by their exponentials, to rounding; what is not a number stays so."""
+def exponentiate(x, highest):
+    """Replace numbers (n,), cut off at a highest, by their exponentials; what is not a number stays so."""
     dtype = x.dtype.type
-    lowest, highest, half = dtype(_LOWEST), dtype(_HIGHEST), dtype(0.5)
+    lowest, half = dtype(_LOWEST), dtype(0.5)
     for i in range(len(x)):
         exponent = lowest if x[i] < lowest else highest if x[i] > highest else x[i]
         power = np.floor(exponent * dtype(_LOG2_E) + half)
@@ -159,7 +160,8 @@ def take_parts(pixels, scores, gates, softmax, keys, shift, is_known, parts):
         is_known: whether it is.
         parts: written.
     """
-    n = len(pixels)
+    n, dtype = len(pixels), parts.dtype.type
+    highest = dtype(HIGHEST - np.log(softmax.share))
     for r in range(len(parts)):
         multiply(pixels, scores[r], parts[r].reshape(n, keys))
     if softmax.joint and not is_known:
@@ -171,7 +173,7 @@ def take_parts(pixels, scores, gates, softmax, keys, shift, is_known, parts):
         for q in range(n):
             for k in range(keys):
                 part[q * keys + k] -= shift[q]
-        exponentiate(part)
+        exponentiate(part, highest)
 
 
 @jit()

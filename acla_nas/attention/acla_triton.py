@@ -20,6 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from acla_nas.attention.forms import HIGHEST
+
 _QUERIES: tl.constexpr = tl.constexpr(64)
 _PIXELS: tl.constexpr = tl.constexpr(256)
 _SIDE: tl.constexpr = tl.constexpr(8)
@@ -27,7 +29,7 @@ _WIDE: tl.constexpr = tl.constexpr(16)
 _BEFORE: tl.constexpr = tl.constexpr(4)  # pixels of a window to the left of its tile, and above it
 _OUTSIDE: tl.constexpr = tl.constexpr(65536.0)  # pixels: beyond every image from everywhere in it
 _NOWHERE: tl.constexpr = tl.constexpr(-2.0)  # pixels: a place that no pixel of a window has part in
-_HIGHEST: tl.constexpr = tl.constexpr(10.0)  # of exponents; only what is gated off could have a higher one
+_HIGHEST: tl.constexpr = tl.constexpr(HIGHEST)
 
 
 @triton.jit
@@ -355,7 +357,7 @@ def _weigh(
             total = tl.zeros((BLOCK,), tl.float32)
             largest, total = _add_exponentials(largest, total, logit, switch, gate, share, RENORMALIZE)
             log_sum = largest + tl.log(total)
-        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHEST))
+        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHEST - tl.log(share)))
         weight = part * switch * gate * tl.load(outside + r)
         x, near_x = _in_window(column[None, :], dx)
         y, near_y = _in_window(line[None, :], dy)
@@ -443,7 +445,7 @@ def _differentiate(
             sums = tl.zeros((BLOCK,), tl.float32)
             largest, sums = _add_exponentials(largest, sums, logit, switch, gate, share, RENORMALIZE)
             log_sum = largest + tl.log(sums)
-        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHEST))
+        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHEST - tl.log(share)))
         weight = part * switch * gate * beyond
         of_x, of_y = weight * along_x, weight * along_y
         if FAR:  # of keys that are not near, the others are 0

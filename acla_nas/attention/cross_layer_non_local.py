@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acla_nas.attention.attention import Attention, Feature, projection, refuse_keys
+from acla_nas.attention.forms import HIGHEST
 from acla_nas.attention.non_local import attend, inner_width
 from acla_nas.errors import AclaError
 
@@ -117,7 +118,7 @@ class CrossLayerNonLocal(Attention):
         for name, feature in references.items():
             own_keys, own_values = self._project({name: feature})
             logits = queries[:, : self.inner_channels].mT @ own_keys
-            share = (logits.logsumexp(2) - log_sum).clamp(max=10.0).exp()
+            share = (logits.logsumexp(2) - log_sum).clamp(max=HIGHEST).exp()
             yield share.unsqueeze(1) * ((logits.softmax(2) @ own_values.mT).mT - y)
 
     def macs(self, query: Feature) -> int:

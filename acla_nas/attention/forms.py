@@ -1,4 +1,4 @@
-"""Which features ACLA's fused forms take: those made for a CPU and for a GPU; all others go step by step."""
+"""What ACLA's forms agree on: which features the fused ones take, and where they all cut off exponents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from acla_nas.ops.gather import _has_triton
+
+HIGHEST = 10.0
+"""Where forms cut off exponents of a softmax, beside the largest of what is on: only what is gated off can
+have a higher one. Beside a sum that has but a share of all keys it is higher, by minus its logarithm."""
 
 _MOST = 1 << 30  # numbers of a map, so that places in it fit into 32 bits
 

@@ -85,8 +85,8 @@ def test_keys_close_together_and_far_off(spread, monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-7)
 
 
-def test_gates_of_references_with_far_larger_logits_have_gradients_of_the_general_forms_size(monkeypatch):
-    """Both cut off exponents; the general form beside the largest logit, the fused one beside their sum."""
+def test_gates_of_references_with_far_larger_logits_have_gradients_of_one_size(monkeypatch):
+    """All cut off exponents: the general form beside the largest logit, fused ones beside their sum."""
     torch.manual_seed(0)
     module, features = make({"adaptive": False})
     with torch.no_grad():
