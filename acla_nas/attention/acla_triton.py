@@ -17,10 +17,13 @@ P pixels of H x W. Those that are far lie where their window has no pixels, and 
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
 from acla_nas.attention.forms import HIGHEST
+from acla_nas.attention.weighted_keys import SMALL
 
 _QUERIES: tl.constexpr = tl.constexpr(64)
 _PIXELS: tl.constexpr = tl.constexpr(256)
@@ -30,6 +33,7 @@ _BEFORE: tl.constexpr = tl.constexpr(4)  # pixels of a window to the left of its
 _OUTSIDE: tl.constexpr = tl.constexpr(65536.0)  # pixels: beyond every image from everywhere in it
 _NOWHERE: tl.constexpr = tl.constexpr(-2.0)  # pixels: a place that no pixel of a window has part in
 _HIGHEST: tl.constexpr = tl.constexpr(HIGHEST)
+_HIGHER: tl.constexpr = tl.constexpr(HIGHEST - math.log(SMALL))  # where weights are renormalised
 
 
 @triton.jit
@@ -357,7 +361,7 @@ def _weigh(
             total = tl.zeros((BLOCK,), tl.float32)
             largest, total = _add_exponentials(largest, total, logit, switch, gate, share, RENORMALIZE)
             log_sum = largest + tl.log(total)
-        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHEST - tl.log(share)))
+        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHER if RENORMALIZE else _HIGHEST))
         weight = part * switch * gate * tl.load(outside + r)
         x, near_x = _in_window(column[None, :], dx)
         y, near_y = _in_window(line[None, :], dy)
@@ -445,7 +449,7 @@ def _differentiate(
             sums = tl.zeros((BLOCK,), tl.float32)
             largest, sums = _add_exponentials(largest, sums, logit, switch, gate, share, RENORMALIZE)
             log_sum = largest + tl.log(sums)
-        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHEST - tl.log(share)))
+        part = tl.exp(tl.minimum(logit - log_sum[None, :], _HIGHER if RENORMALIZE else _HIGHEST))
         weight = part * switch * gate * beyond
         of_x, of_y = weight * along_x, weight * along_y
         if FAR:  # of keys that are not near, the others are 0
