@@ -158,6 +158,8 @@ class Comparison:
             device, resumed = choose_device(self.config), self.results.exists()
             with recorded(self.folder, seed=self.config.seed, device=device, resumed=resumed):
                 yield from self._missing()
+                if self.finished():  # a process that was killed has perhaps not written the last table
+                    write_text(self.folder / "table.md", self.table())
 
     def _missing(self) -> Iterator[Run]:
         for seed in self.config.compare.seeds:
@@ -240,7 +242,7 @@ class Comparison:
         folder = self.folder / "searches" / f"{attention}-seed{seed}"
         if not (folder / "summary.json").exists():  # which is written last
             run_search(self._config(attention, seed, folder))
-            forget(checkpoint_of(folder, "search"))  # which a search that time_limit ends leaves there
+        forget(checkpoint_of(folder, "search"))  # left by one that time_limit or a kill has ended
         return Arch.load(folder / "arch.json")
 
     def _space(self, attention: str) -> CrossLayerSpace:

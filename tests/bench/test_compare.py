@@ -107,6 +107,10 @@ def test_a_killed_comparison_goes_on(small, monkeypatch):
     assert [run.variant for run in second.run()] == ["acla-random"]
     assert searches == []
     assert len(Comparison(config).finished()) == 4
+    table = Path(config.run, "table.md")
+    written = table.read_text()
+    table.unlink()  # killed before it was written
+    assert list(Comparison(config).run()) == [] and table.read_text() == written
     more = Comparison(small("compare.variants=[bare, cla]", "compare.seeds=[3, 4]"))
     assert [(run.variant, run.seed) for run in more.run()] == [("bare", 4), ("cla", 4)]
 
