@@ -136,7 +136,7 @@ class Config(_Section):
     budget: str | None = None
     """What the found architecture may cost at most, such as macs<=2e9; no limit where null."""
     time_limit: float | None = Field(None, gt=0)
-    """Minutes after which a search begins no further epoch or trial; the same command then goes on."""
+    """Minutes until a search begins no more epochs or trials; given again it goes on. No limit where null."""
     train: TrainRecipe = TrainRecipe()
     """The recipe for retraining."""
     compare: Compare = Compare()

@@ -32,13 +32,13 @@ from acla_nas.memory_format import to_channels_last
 from acla_nas.multi_trial import MultiTrial
 from acla_nas.network import backbone_only
 from acla_nas.nni_nas import Lightning, tell_nni
-from acla_nas.run_folder import check_run_folder, checkpoint_of, is_begun
+from acla_nas.run_folder import check_run_folder, is_begun
 from acla_nas.run_record import recorded, say
 from acla_nas.searcher import SearchResult, Strategy, search
 from acla_nas.space import CrossLayerSpace
 from acla_nas.tasks import Task
 from acla_nas.training import make_evaluator, train
-from acla_nas.training.checkpoint import forget
+from acla_nas.training.checkpoint import checkpoint_of, forget
 from acla_nas.training.deterministic import deterministic
 from acla_nas.training.processes import check_processes, from_main, is_main
 

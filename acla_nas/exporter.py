@@ -178,9 +178,8 @@ def save_weights(
     for name, weight in weights.items():
         tensor = weight.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
-        tensors[name] = (
-            tensor.clone() if place in stored else tensor
-        )  # tied weights: a file has each by itself
+        # A file has each of tied weights by itself.
+        tensors[name] = tensor.clone() if place in stored else tensor
         stored.add(place)
     with replacing(path) as partial:
         try:

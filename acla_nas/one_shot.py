@@ -27,7 +27,7 @@ from acla_nas.nni_nas import (
 )
 from acla_nas.run_record import say
 from acla_nas.space import CrossLayerSpace
-from acla_nas.training.checkpoint import Checkpoint, forget, resume_from, seed_epochs
+from acla_nas.training.checkpoint import Checkpoint, checkpoint_of, forget, resume_from, seed_epochs
 from acla_nas.training.epoch_report import EpochReport
 from acla_nas.training.evaluator import epoch_history
 from acla_nas.training.faults import told_in_one_line
@@ -103,7 +103,7 @@ def run_one_shot(
             "this space has been searched, and its gates are those of that strategy: make a new one; "
             "new.network.load_state_dict(old.network.state_dict()) gives it the weights"
         )
-    checkpoint = None if folder is None else folder / "search.ckpt"
+    checkpoint = None if folder is None else checkpoint_of(folder, "search")
     resume = {} if checkpoint is None else resume_from(checkpoint)
     callbacks = evaluator.trainer.callbacks
     seed_epochs(evaluator.trainer, getattr(strategy, "seed", 0))
@@ -123,17 +123,17 @@ def run_one_shot(
         strategy(RawFormatModelSpace(space, evaluator), _InProcessEngine())
 
     share_buffers(space)
-    if evaluator.trainer.current_epoch == 0:
+    epochs, wanted = evaluator.trainer.current_epoch, evaluator.trainer.max_epochs or 0
+    is_complete = time_limit is None or epochs >= wanted
+    if not is_complete and epochs == 0:
         raise AclaError(f"the search has run no epoch within time_limit={time_limit}: give it more minutes")
-    is_complete = time_limit is None or evaluator.trainer.current_epoch >= (evaluator.trainer.max_epochs or 0)
-    run = from_main(lambda: _derive(space, strategy, evaluator, limit)._replace(is_complete=is_complete))
-    if not run.is_complete and is_main():
-        trainer = evaluator.trainer
+    if not is_complete and is_main():
         left = "" if checkpoint is None else ": the same search in the same folder goes on"
-        say(f"time_limit ended the search after epoch {trainer.current_epoch} of {trainer.max_epochs}{left}")
-    if checkpoint is not None and run.is_complete and not keep_checkpoint:
+        say(f"time_limit ended the search after epoch {epochs} of {wanted}{left}")
+    run = from_main(lambda: _derive(space, strategy, evaluator, limit))
+    if checkpoint is not None and is_complete and not keep_checkpoint:
         forget(checkpoint)
-    return run
+    return run._replace(is_complete=is_complete)
 
 
 def _derive(

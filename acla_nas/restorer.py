@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from acla_nas.arch import Arch
-from acla_nas.data.images import SUFFIXES, list_images
+from acla_nas.data.images import SUFFIXES, check_targets, list_images
 from acla_nas.data.imresize import imresize
 from acla_nas.data.picture import Picture, check_suffix, load_picture, save_picture
 from acla_nas.errors import AclaError, AclaWarning
@@ -268,11 +268,8 @@ def plan(source: str | Path, target: str | Path, *, existing: str = "fail") -> l
     else:
         into_folder = is_folder or target.is_dir() or not target.suffix
         pairs = [(source, target / f"{source.stem}.png" if into_folder else target)]
-    names: dict[Path, Path] = {}
+    check_targets(pairs)
     for path, to in pairs:
-        if to in names:
-            raise AclaError(f"{names[to]} and {path} would both be written to {to}: rename one of them")
-        names[to] = path
         if to.exists() and to.samefile(path):
             raise AclaError(
                 f"{to} is the image itself, which is never overwritten: give another file or folder"

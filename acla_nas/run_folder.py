@@ -8,7 +8,7 @@ from typing import Any
 from acla_nas.config import Config, load_config
 from acla_nas.errors import AclaError
 from acla_nas.study_storage import FILE as TRIALS
-from acla_nas.training.checkpoint import previous
+from acla_nas.training.checkpoint import checkpoint_of, existing
 
 # Kind of run -> the file that is written last, or a line at a time.
 _RESULTS = {
@@ -34,14 +34,9 @@ _UNUSED = {
 }
 
 
-def checkpoint_of(folder: str | Path, kind: str) -> Path:
-    """Return where a search or a training keeps its checkpoint: ``search.ckpt``, ``training.ckpt``."""
-    return Path(folder, f"{kind}.ckpt")
-
-
 def is_begun(folder: str | Path, kind: str) -> bool:
     """Whether a run folder has what a run of this kind, "search" or "training", goes on with."""
-    return _has_checkpoint(folder, kind) or (kind == "search" and Path(folder, TRIALS).exists())
+    return bool(existing(checkpoint_of(folder, kind))) or (kind == "search" and Path(folder, TRIALS).exists())
 
 
 def check_run_folder(config: Config, kind: str) -> None:
@@ -64,7 +59,7 @@ def check_run_folder(config: Config, kind: str) -> None:
     if kind == "comparison" or not (_holds(folder, kind) and (folder / "config.yml").exists()):
         return
     free = {**_FREE, **dict.fromkeys(_UNUSED[kind], True)}
-    if _has_checkpoint(folder, kind):  # what a one-shot search has trained fits any budget
+    if existing(checkpoint_of(folder, kind)):  # what a one-shot search has trained fits any budget
         free["budget"] = True
     then, now = (c.model_dump(exclude=free) for c in (load_config(folder / "config.yml"), config))
     different = ", ".join(sorted(key for key in now if then[key] != now[key]))
@@ -76,8 +71,3 @@ def check_run_folder(config: Config, kind: str) -> None:
 
 def _holds(folder: Path, kind: str) -> bool:
     return (folder / _RESULTS[kind]).exists() or is_begun(folder, kind)
-
-
-def _has_checkpoint(folder: str | Path, kind: str) -> bool:
-    path = checkpoint_of(folder, kind)
-    return path.exists() or previous(path).exists()

@@ -48,10 +48,10 @@ from acla_nas.experiment import (
 from acla_nas.interruption import stop_if_asked, stoppable
 from acla_nas.lock import locked
 from acla_nas.network import CrossLayerNetwork
-from acla_nas.run_folder import check_run_folder, checkpoint_of
+from acla_nas.run_folder import check_run_folder
 from acla_nas.run_record import recorded
 from acla_nas.space import CrossLayerSpace
-from acla_nas.training.checkpoint import forget
+from acla_nas.training.checkpoint import checkpoint_of, forget
 
 
 class _Variant(NamedTuple):
@@ -119,8 +119,9 @@ class Comparison:
         if len(set(names)) < len(names):
             names = list(sources)
         self.tests = dict(zip(names, sources))
+        task = make_task(config)
         for source in sources:
-            test_images(source, make_task(config))  # now, not after hours
+            test_images(source, task)  # now, not after hours
         kinds = {*(_variant(v).attention for v in options.variants), *options.options}
         even = {_variant(v).attention for v in options.variants if _variant(v).places == "even"}
         for attention in sorted(kinds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,15 @@ def list_images(source: str | Path, split: str) -> list[Path]:
     if not files:
         raise AclaError(f"image folder {source} holds no images ({', '.join(SUFFIXES)}); {remedy}")
     return sorted(files, key=_natural_key)
+
+
+def check_targets(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Raise AclaError where two image files, each with the file it is to be written to, share that one."""
+    names: dict[Path, Path] = {}
+    for path, to in pairs:
+        if to in names:
+            raise AclaError(f"{names[to]} and {path} would both be written to {to}: rename one of them")
+        names[to] = path
 
 
 def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from acla_nas.data.images import list_images, load_image
+from acla_nas.data.images import check_targets, list_images, load_image
 from acla_nas.data.imresize import imresize
 from acla_nas.data.picture import Picture, save_picture
 from acla_nas.errors import AclaError
@@ -43,11 +43,7 @@ def write_low_resolution(
     pairs = [(path, Path(target, f"{path.stem}{suffix}.png")) for path in list_images(folder, "train")]
     if Path(suffix).name != suffix and suffix:
         raise AclaError(f"suffix {suffix!r} is no part of a file's name: leave out what separates folders")
-    names: dict[Path, Path] = {}
-    for path, to in pairs:
-        if to in names:
-            raise AclaError(f"{names[to]} and {path} would both be written to {to}: rename one of them")
-        names[to] = path
+    check_targets(pairs)
     there = [to for _, to in pairs if to.exists()]
     if there and existing == "fail":
         raise AclaError(

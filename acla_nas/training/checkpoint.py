@@ -124,9 +124,19 @@ class StopWhenAsked(pl.Callback):
             raise SystemExit(1)  # another process was asked, and says so
 
 
+def checkpoint_of(folder: str | Path, kind: str) -> Path:
+    """Return where a "search" or a "training" keeps its checkpoint: ``search.ckpt``, ``training.ckpt``."""
+    return Path(folder, f"{kind}.ckpt")
+
+
 def previous(checkpoint: Path) -> Path:
     """Return the path of the checkpoint before the last."""
     return checkpoint.with_name(f"{checkpoint.stem}.previous{checkpoint.suffix}")
+
+
+def existing(checkpoint: Path) -> list[Path]:
+    """Return those that are there, of a checkpoint and the one before, the last first."""
+    return [path for path in (checkpoint, previous(checkpoint)) if path.exists()]
 
 
 def forget(checkpoint: Path) -> None:
@@ -144,7 +154,7 @@ def resume_from(checkpoint: Path) -> dict[str, Any]:
     Raises:
         AclaError: all are damaged; or one holds more than numbers, and is not loaded.
     """
-    there = [path for path in (checkpoint, previous(checkpoint)) if path.exists()]
+    there = existing(checkpoint)
     for path in there:
         damage = _damage(path)
         if damage is None:
